@@ -33,8 +33,8 @@ type File interface {
 // Body is the bytes of a message from the first one after its head. It never
 // changes. It is reference-counted: who makes one holds it, Retain adds a
 // holder, Release gives it up; after the last Release its file is closed and
-// removed. All methods are safe for concurrent use, and all but Retain and
-// Release accept a nil Body, which is empty.
+// removed. All methods are safe for concurrent use, and all accept a nil Body,
+// which is empty.
 type Body struct {
 	refs     atomic.Int32
 	memory   []byte
@@ -82,24 +82,36 @@ func (b *Body) SpoolName() string {
 	return b.name
 }
 
-// ReadAt reads as io.ReaderAt does.
+// ReadAt reads as io.ReaderAt does. A file that has become shorter than the
+// body is io.ErrUnexpectedEOF, so that half a body never passes for all of it.
 func (b *Body) ReadAt(p []byte, off int64) (int, error) {
-	switch {
-	case off < 0:
+	if off < 0 {
 		return 0, errors.New("message: negative offset")
-	case b == nil || off >= b.size:
-		if len(p) == 0 {
-			return 0, nil
-		}
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	left := b.Size() - off
+	if left <= 0 {
 		return 0, io.EOF
-	case b.at != nil:
-		return b.at.ReadAt(p, off)
 	}
-	n := copy(p, b.memory[off:])
-	if n < len(p) {
+	want := p[:min(int64(len(p)), left)]
+	var n int
+	var err error
+	if b.at == nil {
+		n = copy(want, b.memory[off:])
+	} else {
+		n, err = b.at.ReadAt(want, off)
+	}
+	switch {
+	case n == len(p):
+		return n, nil
+	case n == len(want):
 		return n, io.EOF
+	case err == nil || err == io.EOF:
+		return n, io.ErrUnexpectedEOF
 	}
-	return n, nil
+	return n, err
 }
 
 // Retain adds a holder and returns the body itself.
@@ -134,10 +146,11 @@ func BytesBody(content []byte) *Body {
 
 // StoredBody describes a body that a store keeps.
 type StoredBody struct {
+	// At holds the body from its offset 0; what it has beyond Size is not read.
 	At        io.ReaderAt
 	Size, LFs int64
 	EightBit  bool
-	// Free is called after the last Release; it may be nil.
+	// Free is called once, after the last Release; it may be nil.
 	Free func() error
 }
 
@@ -183,7 +196,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 		w.spill()
 	}
 	if w.err == nil && w.file != nil {
-		_, w.err = w.file.Write(p)
+		w.err = writeAll(w.file, p)
 	} else if w.err == nil {
 		w.memory = append(w.memory, p...)
 	}
@@ -191,6 +204,15 @@ func (w *Writer) Write(p []byte) (int, error) {
 		return 0, w.err
 	}
 	return len(p), nil
+}
+
+// writeAll does not trust a spool that writes less than it should in silence.
+func writeAll(w io.Writer, p []byte) error {
+	n, err := w.Write(p)
+	if err == nil && n != len(p) {
+		return io.ErrShortWrite
+	}
+	return err
 }
 
 func (w *Writer) count(p []byte) {
@@ -212,7 +234,7 @@ func (w *Writer) spill() {
 		return
 	}
 	if len(w.memory) > 0 {
-		_, w.err = w.file.Write(w.memory)
+		w.err = writeAll(w.file, w.memory)
 	}
 	w.memory = nil
 }
@@ -232,11 +254,14 @@ func (w *Writer) Body() (*Body, error) {
 		b.at, b.name = file, name
 		b.free = func() error { return errors.Join(file.Close(), spool.Remove(name)) }
 	}
-	w.err = errors.New("message: writer is finished")
+	w.file, w.memory = nil, nil
+	w.err = errFinished
 	return b, nil
 }
 
-// Abort gives up what was written.
+var errFinished = errors.New("message: writer is finished")
+
+// Abort gives up what was written. After Body it does nothing.
 func (w *Writer) Abort() {
 	if w.file != nil {
 		w.file.Close()
@@ -245,6 +270,6 @@ func (w *Writer) Abort() {
 	}
 	w.memory = nil
 	if w.err == nil {
-		w.err = errors.New("message: writer is finished")
+		w.err = errFinished
 	}
 }

@@ -16,7 +16,9 @@ type Head struct {
 	// separator is the blank line as it came: "\n", "\r\n", or "" if a line
 	// that is no field, or the end, came first.
 	separator string
-	edited    bool
+	// apart is set where a blank line is wanted before a body although none
+	// came: fields were edited, or another body was put in.
+	apart bool
 }
 
 // Field is one header field with the lines that continue it.
@@ -31,7 +33,24 @@ type Field struct {
 func (f Field) Name() string { return f.text[:f.name] }
 
 // Is compares the field's name, ASCII case folded (RFC 5322 §1.2.2).
-func (f Field) Is(name string) bool { return f.name > 0 && strings.EqualFold(f.text[:f.name], name) }
+func (f Field) Is(name string) bool {
+	if f.name == 0 || f.name != len(name) {
+		return false
+	}
+	for i := 0; i < len(name); i++ {
+		if lower(f.text[i]) != lower(name[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func lower(c byte) byte {
+	if 'A' <= c && c <= 'Z' {
+		c += 'a' - 'A'
+	}
+	return c
+}
 
 // Text is the whole field with its line ends.
 func (f Field) Text() string { return f.text }
@@ -43,11 +62,18 @@ func (f Field) Value() string {
 	if f.name > 0 {
 		v = v[strings.IndexByte(v[f.name:], ':')+f.name+1:]
 	}
-	if strings.IndexByte(v, '\n') == len(v)-1 && strings.IndexByte(v, '\r') < 0 {
+	if strings.IndexByte(v, '\n') >= len(v)-1 && strings.IndexByte(v, '\r') < 0 {
 		return strings.Trim(v, " \t\n")
 	}
-	v = strings.NewReplacer("\r\n", "", "\n", "").Replace(v)
-	return strings.Trim(v, " \t")
+	var b strings.Builder
+	for line := range strings.Lines(v) {
+		line, ended := strings.CutSuffix(line, "\n")
+		if ended {
+			line = strings.TrimSuffix(line, "\r")
+		}
+		b.WriteString(line)
+	}
+	return strings.Trim(b.String(), " \t")
 }
 
 // Len is the number of fields.
@@ -89,7 +115,8 @@ func (h Head) Hops() int {
 	return n
 }
 
-// String is the head's bytes with its separator as it came.
+// String is the head's bytes with its separator as it came. What stands before
+// a body may be more: see Message.HeadText.
 func (h Head) String() string {
 	var b strings.Builder
 	for _, f := range h.fields {
@@ -99,14 +126,18 @@ func (h Head) String() string {
 	return b.String()
 }
 
-// separatorBefore is the blank line to write before body: the one that came,
-// or a new one where an edited head stands before text that would otherwise
-// run into it.
+// separatorBefore is what stands between the fields and body: the blank line
+// that came, or a new one where body would otherwise run into the head.
 func (h Head) separatorBefore(body *Body) string {
-	if h.separator == "" && h.edited && body.Size() > 0 && len(h.fields) > 0 {
+	switch {
+	case h.separator != "" || body.Size() == 0:
+		return h.separator
+	case !terminated(h.fields):
+		return "\n\n"
+	case h.apart:
 		return "\n"
 	}
-	return h.separator
+	return ""
 }
 
 func (h Head) size(body *Body) int {
@@ -160,7 +191,7 @@ type FieldEdit struct {
 	Op   EditOp
 	Name string
 	// Value may be folded by its author: LF and a blank. A line of it may not
-	// exceed 998 bytes (RFC 5322 §2.1.1) less the name.
+	// exceed 998 bytes (RFC 5322 §2.1.1) less the name, nor may one be blank.
 	Value string
 	// Nth is which field of that name Remove and Replace are about: 0 all of
 	// them, 1 the first, -1 the last.
@@ -169,10 +200,11 @@ type FieldEdit struct {
 
 // String describes the edit for a trace.
 func (e FieldEdit) String() string {
+	s := e.Op.String() + " " + reply.Clean(e.Name, maxNameBytes)
 	if e.Op == Remove {
-		return "remove " + e.Name
+		return s
 	}
-	return e.Op.String() + " " + e.Name + ": " + reply.Clean(e.Value, 200)
+	return s + ": " + reply.Clean(e.Value, 200)
 }
 
 const (
@@ -205,35 +237,49 @@ func checkValue(name, v string) error {
 	if len(v) > maxValueBytes {
 		return fmt.Errorf("value of header field %s has %d bytes", name, len(v))
 	}
-	line := len(name) + 2
 	for i := 0; i < len(v); i++ {
-		switch c := v[i]; {
-		case c == '\n':
-			if i+1 == len(v) || v[i+1] != ' ' && v[i+1] != '\t' {
-				return fmt.Errorf("value of header field %s has a line that does not continue it", name)
-			}
-			line = -1
-		case c < ' ' && c != '\t' || c == 0x7f:
+		if c := v[i]; c < ' ' && c != '\t' && c != '\n' || c == 0x7f {
 			return fmt.Errorf("value of header field %s holds control byte %#02x", name, c)
 		}
-		if line++; line > maxLineBytes {
+	}
+	line, rest, folded := strings.Cut(v, "\n")
+	length := len(name) + len(": ") + len(line)
+	for {
+		if length > maxLineBytes {
 			return fmt.Errorf("value of header field %s has a line of more than %d bytes: fold it", name, maxLineBytes)
 		}
+		if !folded {
+			return nil
+		}
+		line, rest, folded = strings.Cut(rest, "\n")
+		if length = len(line); length == 0 || line[0] != ' ' && line[0] != '\t' {
+			return fmt.Errorf("value of header field %s has a line that does not continue it", name)
+		}
+		// RFC 5322 §3.2.2 forbids it, and some readers end the head there.
+		if strings.Trim(line, " \t") == "" {
+			return fmt.Errorf("value of header field %s has a blank line", name)
+		}
 	}
-	return nil
 }
 
 // Edit is the head after all edits, in order. If one cannot be applied, Edit
-// fails and there is no new head: edits are all made or none.
+// fails and the head is h: edits are all made or none. Edits that find nothing
+// to change leave h as it is. A field that is added has its line end as LF.
 func (h Head) Edit(edits ...FieldEdit) (Head, error) {
 	fields := append(make([]Field, 0, len(h.fields)+len(edits)), h.fields...)
+	changed := false
 	for _, e := range edits {
 		if err := e.Check(); err != nil {
 			return h, err
 		}
+		n := len(fields)
 		fields = e.apply(fields)
+		changed = changed || e.Op != Remove || len(fields) != n
 	}
-	return Head{fields: fields, separator: h.separator, edited: h.edited || len(edits) > 0}, nil
+	if !changed {
+		return h, nil
+	}
+	return Head{fields: fields, separator: h.separator, apart: true}, nil
 }
 
 func (e FieldEdit) apply(fields []Field) []Field {
@@ -287,8 +333,13 @@ func prepend(fields []Field, f Field) []Field {
 
 // terminate gives the last field the line end that a head cut short lacks.
 func terminate(fields []Field) []Field {
-	if n := len(fields); n > 0 && !strings.HasSuffix(fields[n-1].text, "\n") {
-		fields[n-1].text += "\n"
+	if !terminated(fields) {
+		fields[len(fields)-1].text += "\n"
 	}
 	return fields
+}
+
+func terminated(fields []Field) bool {
+	n := len(fields)
+	return n == 0 || strings.HasSuffix(fields[n-1].text, "\n")
 }

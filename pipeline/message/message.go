@@ -10,7 +10,9 @@ package message
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -27,7 +29,8 @@ type Message struct {
 	body *Body
 }
 
-// New joins a head and a body; a nil body is an empty one.
+// New joins a head and a body that belong together, as a store keeps them; a
+// nil body is an empty one. For a body that is new to the head see WithBody.
 func New(head Head, body *Body) Message { return Message{head, body} }
 
 // Head is the message's head.
@@ -39,8 +42,19 @@ func (m Message) Body() *Body { return m.body }
 // WithHead is the message under another head, with the same body.
 func (m Message) WithHead(h Head) Message { return Message{h, m.body} }
 
-// WithBody is the message with another body, which it does not retain.
-func (m Message) WithBody(b *Body) Message { return Message{m.head, b} }
+// WithBody is the message with another body, which it does not retain. A head
+// that came without a blank line after it gets one.
+func (m Message) WithBody(b *Body) Message {
+	if b != m.body {
+		m.head.apart = true
+	}
+	return Message{m.head, b}
+}
+
+// HeadText is the head as it stands before the body, with the blank line
+// between them: what a store keeps beside the body. ParseHead makes a head of
+// it that gives the same message with the same body.
+func (m Message) HeadText() string { return string(m.headBytes()) }
 
 // Size is the message's length in bytes as it stands.
 func (m Message) Size() int64 { return int64(m.head.size(m.body)) + m.body.Size() }
@@ -62,7 +76,14 @@ const (
 )
 
 // String is the form's word in the queue's record.
-func (f Form) String() string { return [...]string{"7bit", "8bit", "utf8"}[f] }
+func (f Form) String() string {
+	if int(f) < len(formNames) {
+		return formNames[f]
+	}
+	return "invalid"
+}
+
+var formNames = [...]string{"7bit", "8bit", "utf8"}
 
 // Form looks at head and body. A head with bytes that are not UTF-8 is 8bit.
 func (m Message) Form() Form {
@@ -112,59 +133,90 @@ func (j joined) ReadAt(p []byte, off int64) (n int, err error) {
 func (m Message) CRLF() io.Reader { return &crlfReader{in: m.Reader()} }
 
 type crlfReader struct {
-	in  io.Reader
-	raw [8192]byte
-	buf []byte // converted, not yet given out
-	out [2 * 8192]byte
-	cr  bool
+	in   io.Reader
+	raw  [8192]byte
+	rest []byte // of raw, not yet given out
+	cr   bool   // a CR was given out last
 }
 
-func (r *crlfReader) Read(p []byte) (int, error) {
-	for len(r.buf) == 0 {
-		n, err := r.in.Read(r.raw[:])
-		if n == 0 && err != nil {
-			return 0, err
-		}
-		out := r.out[:0]
-		for _, c := range r.raw[:n] {
-			if c == '\n' && !r.cr {
-				out = append(out, '\r')
+func (r *crlfReader) Read(p []byte) (n int, err error) {
+	for n < len(p) {
+		if len(r.rest) == 0 {
+			if n > 0 {
+				break
 			}
-			out = append(out, c)
-			r.cr = c == '\r'
+			k, err := r.in.Read(r.raw[:])
+			if k == 0 && err != nil {
+				return 0, err
+			}
+			r.rest = r.raw[:k]
+			continue
 		}
-		r.buf = out
+		if r.rest[0] == '\n' && !r.cr {
+			p[n], r.cr = '\r', true
+			n++
+			continue
+		}
+		end := bytes.IndexByte(r.rest[1:], '\n') + 1
+		if end == 0 {
+			end = len(r.rest)
+		}
+		k := copy(p[n:], r.rest[:end])
+		r.cr = r.rest[k-1] == '\r'
+		r.rest = r.rest[k:]
+		n += k
 	}
-	n := copy(p, r.buf)
-	r.buf = r.buf[n:]
 	return n, nil
 }
 
-// WriteTo writes the message as it stands.
+// WriteTo writes the message as it stands, all of it or with an error.
 func (m Message) WriteTo(w io.Writer) (int64, error) {
 	n, err := w.Write(m.headBytes())
+	written := int64(n)
 	if err != nil {
-		return int64(n), err
+		return written, err
 	}
-	k, err := io.Copy(w, io.NewSectionReader(m.body, 0, m.body.Size()))
-	return int64(n) + k, err
+	if content, ok := m.body.Memory(); ok {
+		n, err = w.Write(content)
+		written += int64(n)
+	} else {
+		var k int64
+		k, err = io.Copy(w, io.NewSectionReader(m.body, 0, m.body.Size()))
+		written += k
+	}
+	if err == nil && written != m.Size() {
+		err = io.ErrShortWrite
+	}
+	return written, err
 }
 
-// Bytes is the whole message in memory, for tests and small messages.
+// Bytes is the whole message in memory, for tests and small messages; nil if
+// the body's file cannot be read. Where that matters, use WriteTo.
 func (m Message) Bytes() []byte {
-	b := bytes.NewBuffer(make([]byte, 0, m.Size()))
-	if _, err := m.WriteTo(b); err != nil {
+	b, err := m.content()
+	if err != nil {
 		return nil
 	}
-	return b.Bytes()
+	return b
+}
+
+func (m Message) content() ([]byte, error) {
+	b := bytes.NewBuffer(make([]byte, 0, m.Size()))
+	_, err := m.WriteTo(b)
+	return b.Bytes(), err
 }
 
 // Descriptor makes a file of the message for another process: seekable, at
-// offset 0, without a name. Up to InMemory bytes it is a sealed memory file,
-// else a spool file, already removed from its directory. The caller closes it.
+// offset 0, without a name, and not writable. Up to InMemory bytes, or if
+// there is no spool, it is a sealed memory file, else a spool file, already
+// removed from its directory. The caller closes it.
 func (m Message) Descriptor(spool Spooler) (*os.File, error) {
-	if m.Size() <= InMemory {
-		return MemoryFile("message", m.Bytes())
+	if m.Size() <= InMemory || spool == nil {
+		content, err := m.content()
+		if err != nil {
+			return nil, fmt.Errorf("reading the message: %w", err)
+		}
+		return MemoryFile("message", content)
 	}
 	name, w, err := spool.Create()
 	if err != nil {
@@ -212,9 +264,15 @@ func MemoryFile(name string, content []byte) (*os.File, error) {
 	return f, nil
 }
 
-func isASCII[T string | []byte](b T) bool {
-	for i := 0; i < len(b); i++ {
-		if b[i] >= 0x80 {
+func isASCII(b []byte) bool {
+	const high = 0x8080808080808080
+	for ; len(b) >= 8; b = b[8:] {
+		if binary.NativeEndian.Uint64(b)&high != 0 {
+			return false
+		}
+	}
+	for _, c := range b {
+		if c >= 0x80 {
 			return false
 		}
 	}
@@ -229,9 +287,9 @@ func bareLFs(b []byte) int64 {
 // FromString is a message in memory in the form in which s stands, for tests
 // and for messages that Postern writes itself.
 func FromString(s string) Message {
-	m, err := Read(strings.NewReader(s), Options{Lines: Keep, MaxHead: len(s) + 1, Memory: len(s) + 1})
-	if err != nil {
-		return Message{head: Head{}, body: BytesBody([]byte(s))}
+	m, err := Read(strings.NewReader(s), Options{Lines: Keep, MaxHead: len(s) + 1, MaxFields: len(s) + 1})
+	if err != nil { // without limits, spool or a reader that fails: no way here
+		return Message{body: BytesBody([]byte(s))}
 	}
 	return m
 }

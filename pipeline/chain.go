@@ -1,0 +1,193 @@
+package pipeline
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"time"
+
+	"github.com/postern-mta/postern/rules"
+)
+
+// Step is one filter in its place in a chain.
+type Step struct {
+	// Name is the filter's name in the configuration.
+	Name   string
+	Filter Filter
+	// When is the rule that must match for it to run; nil matches.
+	When *rules.Rule
+	// Timeout bounds each of its calls; 0 means DefaultTimeout.
+	Timeout time.Duration
+	OnError OnError
+	Always  bool
+	Mode    Mode
+}
+
+// The default deadlines of a call and of the whole message stage.
+const (
+	DefaultTimeout  = 30 * time.Second
+	DefaultDeadline = 120 * time.Second
+)
+
+// Mixed is the one answer to a message that some recipients take and others
+// refuse.
+type Mixed uint8
+
+// The zero Mixed goes by the session's standing: MixedReject for strangers,
+// MixedBounce for everybody else.
+const (
+	MixedByStanding Mixed = iota
+	MixedBounce           // store for those who accept, a report for the rest
+	MixedReject           // refuse for all, naming those who refuse
+)
+
+var mixedNames = [...]string{"auto", "bounce", "reject"}
+
+// String is the word of the option "mixed".
+func (m Mixed) String() string { return mixedNames[m] }
+
+// ParseMixed is the inverse of String.
+func ParseMixed(s string) (Mixed, bool) {
+	for i, name := range mixedNames {
+		if s == name {
+			return Mixed(i), true
+		}
+	}
+	return 0, false
+}
+
+func (m Mixed) of(s *Session) Mixed {
+	if m != MixedByStanding {
+		return m
+	}
+	if s.Standing == Stranger {
+		return MixedReject
+	}
+	return MixedBounce
+}
+
+// ChainOptions are what a chain has besides its filters. The zero value works.
+type ChainOptions struct {
+	// Deadline bounds the message stage as a whole; 0 means DefaultDeadline.
+	Deadline time.Duration
+	Mixed    Mixed
+	// Modes are the operator's overrides; they may be nil.
+	Modes *Modes
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+	// Generation numbers the configuration that the chain came with.
+	Generation uint64
+}
+
+// Chain is an ordered list of filters. It does not change and is safe for
+// concurrent use.
+type Chain struct {
+	name  string
+	o     ChainOptions
+	steps []Step
+	at    [Stages][]int // the steps that judge at a stage
+}
+
+// NewChain makes a chain of steps. It fails if a filter has no stage, or a rule
+// that no stage of its filter could answer.
+func NewChain(name string, steps []Step, o ChainOptions) (*Chain, error) {
+	if o.Deadline == 0 {
+		o.Deadline = DefaultDeadline
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	c := &Chain{name: name, o: o, steps: append([]Step(nil), steps...)}
+	for i := range c.steps {
+		if err := c.place(i); err != nil {
+			return nil, fmt.Errorf("filter %q: %w", steps[i].Name, err)
+		}
+	}
+	return c, nil
+}
+
+func (c *Chain) place(i int) error {
+	s := &c.steps[i]
+	if s.Timeout == 0 {
+		s.Timeout = DefaultTimeout
+	}
+	if s.When == nil {
+		s.When = rules.Always()
+	}
+	all := StagesOf(s.Filter)
+	if len(all) == 0 {
+		return errors.New("it judges at no stage")
+	}
+	placed := false
+	for _, stage := range all {
+		if Stage(s.When.Since()) > stage {
+			continue
+		}
+		c.at[stage] = append(c.at[stage], i)
+		placed = true
+	}
+	if !placed {
+		return fmt.Errorf("its rule %q asks for what is known only at the %v stage, when it no longer judges", s.When, Stage(s.When.Since()))
+	}
+	return nil
+}
+
+// Name is the chain's name in the configuration.
+func (c *Chain) Name() string { return c.name }
+
+// Steps are the chain's filters, in order.
+func (c *Chain) Steps() []Step { return append([]Step(nil), c.steps...) }
+
+// JudgesAt reports whether a filter of the chain judges at a stage.
+func (c *Chain) JudgesAt(s Stage) bool { return len(c.at[s]) > 0 }
+
+// Close closes the filters that hold something open. It is for the owner of
+// the chain's generation, after the last session.
+func (c *Chain) Close() error {
+	var errs []error
+	for _, s := range c.steps {
+		if closer, ok := s.Filter.(io.Closer); ok {
+			errs = append(errs, closer.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// StagesOf are the stages at which a filter judges: those it tells, or for one
+// that is its own instance, those whose interface it has.
+func StagesOf(f Filter) []Stage {
+	if t := TraitsOf(f).Stages; t != nil {
+		return t
+	}
+	var all []Stage
+	for stage, has := range stageInterfaces {
+		if has(f) {
+			all = append(all, Stage(stage))
+		}
+	}
+	return all
+}
+
+// TraitsOf are the filter's traits.
+func TraitsOf(f Filter) Traits {
+	if t, ok := f.(Traited); ok {
+		return t.Traits()
+	}
+	return Traits{}
+}
+
+var stageInterfaces = [Stages]func(any) bool{
+	AtConnect:   func(f any) bool { _, ok := f.(Connecter); return ok },
+	AtHelo:      func(f any) bool { _, ok := f.(Heloer); return ok },
+	AtSender:    func(f any) bool { _, ok := f.(Senderer); return ok },
+	AtRecipient: func(f any) bool { _, ok := f.(Recipienter); return ok },
+	AtMessage:   func(f any) bool { _, ok := f.(Messager); return ok },
+	AtDelivery:  func(f any) bool { _, ok := f.(Deliverer); return ok },
+}
+
+// parseAddr reads an address into an AddrPort with port 0.
+func parseAddr(s string) (netip.AddrPort, error) {
+	a, err := netip.ParseAddr(s)
+	return netip.AddrPortFrom(a, 0), err
+}
