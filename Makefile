@@ -1,0 +1,87 @@
+# Postern. `make run` shows it at work, `make test` proves it.
+
+GO      ?= go
+CC      ?= cc
+PREFIX  ?= /usr/local
+# Where the shims look for the daemon; privileged ones look nowhere else.
+SOCKET  ?= /run/postern/queue.sock
+FUZZTIME ?= 30s
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+HAVE_CC := $(shell command -v $(CC) 2>/dev/null)
+LDFLAGS  = -s -w -X main.version=$(VERSION)
+TWIN     = -trimpath -ldflags '-s -w -X main.socketPath=$(SOCKET)'
+CFLAGS  ?= -O2 -g0 -Wall -Wextra -Werror
+SHIM     = $(CC) $(CFLAGS) -DPOSTERN_SOCKET_PATH='"$(SOCKET)"'
+
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOFUMPT     = mvdan.cc/gofumpt@v0.12.0
+
+# Debian packages of the real programs that the tests talk to.
+DEPS = mailfront ucspi-tcp swaks daemontools
+
+.PHONY: build shims deps test check bench fuzz run install man clean
+
+build: bin/postern shims
+
+bin/postern: FORCE
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/postern
+
+# The C shims where there is a C compiler, static where the system can; the Go
+# twins beside them always, and in their place where there is none.
+shims: FORCE
+	$(GO) build $(TWIN) -o bin/qmail-queue.go ./cmd/qmail-queue
+	$(GO) build $(TWIN) -o bin/qmail-remote.go ./cmd/qmail-remote
+ifneq ($(HAVE_CC),)
+	$(SHIM) -static -o bin/qmail-queue cmd/qmail-queue/c/qmail-queue.c 2>/dev/null || $(SHIM) -o bin/qmail-queue cmd/qmail-queue/c/qmail-queue.c
+	$(SHIM) -static -o bin/qmail-remote cmd/qmail-remote/c/qmail-remote.c 2>/dev/null || $(SHIM) -o bin/qmail-remote cmd/qmail-remote/c/qmail-remote.c
+else
+	cp bin/qmail-queue.go bin/qmail-queue
+	cp bin/qmail-remote.go bin/qmail-remote
+endif
+
+FORCE:
+
+# Installs what is missing, and says what it could not install.
+deps:
+	@missing=; for p in $(DEPS); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+	[ -z "$$missing" ] && exit 0; echo "installing$$missing"; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null || \
+	{ echo "make deps: could not install$$missing: install them as root, the tests need them" >&2; exit 1; }
+
+test: deps build
+	$(GO) vet ./...
+	$(GO) test -race -timeout 20m ./...
+
+check: build
+	@fmt="$$($(GO) run $(GOFUMPT) -l cmd filters pipeline queue plugins rules)"; [ -z "$$fmt" ] || { echo "gofumpt would change:"; echo "$$fmt"; exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+
+bench: build
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+# Every fuzz target for FUZZTIME each.
+fuzz:
+	@for p in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \
+	    echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p || exit 1; \
+	  done; \
+	done
+
+# The main job on the built-in demonstration, under ./run. ONCE=1 ends after the samples.
+run: build
+	bin/postern demo $(if $(ONCE),--once) --dir run
+
+man: bin/postern
+	bin/postern man --dir cmd/postern/man
+
+install: build
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man8
+	install -m 755 bin/postern $(DESTDIR)$(PREFIX)/bin/postern
+	install -d $(DESTDIR)$(PREFIX)/lib/postern
+	install -m 755 bin/qmail-queue bin/qmail-remote $(DESTDIR)$(PREFIX)/lib/postern/
+	install -m 644 cmd/postern/man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8/
+
+clean:
+	rm -rf bin run

@@ -1,0 +1,136 @@
+// Package admin is the operator's door: an HTTP API on a Unix socket that only
+// the daemon's user and root may open.
+//
+// It promises that a request which fails changes nothing, that bodies are
+// bounded, and that whoever changes something is in the log.
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/postern-mta/postern/cmd/postern/admin/api"
+)
+
+// Daemon is what the door opens on. The functions are called concurrently.
+type Daemon struct {
+	Log       *slog.Logger
+	Status    func() api.Status
+	Filters   func() []api.Filter
+	SetFilter func(name string, s api.SetFilter) (api.Filter, error)
+	Reload    func(context.Context) (api.Reload, error)
+}
+
+// ErrNotFound is wrapped by SetFilter's error for a filter that is not there.
+var ErrNotFound = errors.New("not found")
+
+// maxBody bounds a request's body in bytes.
+const maxBody = 64 << 10
+
+// Server serves one Daemon.
+type Server struct {
+	http *http.Server
+	ln   net.Listener
+}
+
+// Listen opens the socket at path, mode 0600. A socket that nobody answers on
+// is replaced; one that somebody does is an error that names the process.
+func Listen(path string, d Daemon) (*Server, error) {
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		defer c.Close()
+		return nil, fmt.Errorf("admin socket %s: %s answers there already", path, holder(c))
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("admin socket: %w", err)
+	}
+	old := unix.Umask(0o177)
+	ln, err := net.Listen("unix", path)
+	unix.Umask(old)
+	if err != nil {
+		return nil, fmt.Errorf("admin socket: %w", err)
+	}
+	s := &Server{ln: ln, http: &http.Server{
+		Handler: d.routes(), ReadTimeout: 30 * time.Second, WriteTimeout: 120 * time.Second, MaxHeaderBytes: 16 << 10,
+		ErrorLog: slog.NewLogLogger(d.Log.Handler(), slog.LevelWarn),
+	}}
+	return s, nil
+}
+
+// holder says which process is at the other end of a Unix socket.
+func holder(c net.Conn) string {
+	raw, err := c.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return "another process"
+	}
+	var who *unix.Ucred
+	raw.Control(func(fd uintptr) { //nolint:errcheck // who stays nil
+		who, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	})
+	if err != nil || who == nil {
+		return "another process"
+	}
+	return fmt.Sprintf("process %d", who.Pid)
+}
+
+// Serve answers until Shutdown.
+func (s *Server) Serve() error {
+	if err := s.http.Serve(s.ln); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// Shutdown lets requests that have begun end, and removes the socket.
+func (s *Server) Shutdown(ctx context.Context) error { return s.http.Shutdown(ctx) }
+
+func (d Daemon) routes() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { answer(w, d.Status(), nil) })
+	mux.HandleFunc("GET /v1/filters", func(w http.ResponseWriter, _ *http.Request) { answer(w, d.Filters(), nil) })
+	mux.HandleFunc("PUT /v1/filters/{name}", func(w http.ResponseWriter, r *http.Request) {
+		var s api.SetFilter
+		if err := read(r, &s); err != nil {
+			answer(w, nil, err)
+			return
+		}
+		f, err := d.SetFilter(r.PathValue("name"), s)
+		answer(w, f, err)
+	})
+	mux.HandleFunc("POST /v1/reload", func(w http.ResponseWriter, r *http.Request) {
+		done, err := d.Reload(r.Context())
+		answer(w, done, err)
+	})
+	return mux
+}
+
+func read(r *http.Request, into any) error {
+	d := json.NewDecoder(io.LimitReader(r.Body, maxBody))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		return fmt.Errorf("request: %w", err)
+	}
+	return nil
+}
+
+func answer(w http.ResponseWriter, v any, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	if err != nil {
+		code := http.StatusBadRequest
+		if errors.Is(err, ErrNotFound) {
+			code = http.StatusNotFound
+		}
+		w.WriteHeader(code)
+		v = api.Error{Error: err.Error()}
+	}
+	json.NewEncoder(w).Encode(v) //nolint:errcheck // the client went away
+}
