@@ -188,7 +188,7 @@ func NewWriter(spool Spooler, limit int) *Writer {
 // Write adds to the body. The first error is final: it comes again from every
 // later call and from Body.
 func (w *Writer) Write(p []byte) (int, error) {
-	if w.err != nil {
+	if w.err != nil || len(p) == 0 {
 		return 0, w.err
 	}
 	w.count(p)
@@ -196,7 +196,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 		w.spill()
 	}
 	if w.err == nil && w.file != nil {
-		w.err = writeAll(w.file, p)
+		_, w.err = writeAll(w.file, p)
 	} else if w.err == nil {
 		w.memory = append(w.memory, p...)
 	}
@@ -206,19 +206,16 @@ func (w *Writer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// writeAll does not trust a spool that writes less than it should in silence.
-func writeAll(w io.Writer, p []byte) error {
+// writeAll does not trust a writer that writes less than it should in silence.
+func writeAll(w io.Writer, p []byte) (int, error) {
 	n, err := w.Write(p)
 	if err == nil && n != len(p) {
-		return io.ErrShortWrite
+		err = io.ErrShortWrite
 	}
-	return err
+	return n, err
 }
 
 func (w *Writer) count(p []byte) {
-	if len(p) == 0 {
-		return
-	}
 	w.size += int64(len(p))
 	w.lfs += bareLFs(p)
 	if p[0] == '\n' && w.last == '\r' {
@@ -234,7 +231,7 @@ func (w *Writer) spill() {
 		return
 	}
 	if len(w.memory) > 0 {
-		w.err = writeAll(w.file, w.memory)
+		_, w.err = writeAll(w.file, w.memory)
 	}
 	w.memory = nil
 }

@@ -171,23 +171,17 @@ func (r *crlfReader) Read(p []byte) (n int, err error) {
 
 // WriteTo writes the message as it stands, all of it or with an error.
 func (m Message) WriteTo(w io.Writer) (int64, error) {
-	n, err := w.Write(m.headBytes())
+	n, err := writeAll(w, m.headBytes())
 	written := int64(n)
 	if err != nil {
 		return written, err
 	}
 	if content, ok := m.body.Memory(); ok {
-		n, err = w.Write(content)
-		written += int64(n)
-	} else {
-		var k int64
-		k, err = io.Copy(w, io.NewSectionReader(m.body, 0, m.body.Size()))
-		written += k
+		n, err = writeAll(w, content)
+		return written + int64(n), err
 	}
-	if err == nil && written != m.Size() {
-		err = io.ErrShortWrite
-	}
-	return written, err
+	k, err := io.Copy(w, io.NewSectionReader(m.body, 0, m.body.Size()))
+	return written + k, err
 }
 
 // Bytes is the whole message in memory, for tests and small messages; nil if
