@@ -20,8 +20,9 @@ const MaxSource = 4096
 
 const (
 	maxNodes = 500 // parts of a rule
-	// maxRegexp bounds a regular expression, in nodes after repetitions are written out; its time is that times the text.
-	maxRegexp  = 10_000
+	// maxRegexp bounds a regular expression, in nodes after repetitions are written out; its time is that times the text's
+	// length, so a kilobyte costs at most some tens of milliseconds.
+	maxRegexp  = 5_000
 	factPrefix = "fact:"
 )
 

@@ -25,7 +25,10 @@ func regexpFits(re *syntax.Regexp) error {
 
 // regexpSize counts the nodes of a pattern with its repetitions written out; it stops counting above the limit.
 func regexpSize(re *syntax.Regexp) int {
-	n := 1 + len(re.Rune)
+	n := 1
+	if re.Op == syntax.OpLiteral {
+		n = len(re.Rune)
+	}
 	for _, sub := range re.Sub {
 		n += regexpSize(sub)
 		if n > maxRegexp {
