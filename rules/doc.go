@@ -12,8 +12,8 @@
 // # The language
 //
 // Operators, loosest first: or (||), and (&&), the comparisons == != < <= > >= in matches contains startsWith endsWith,
-// then + -, then * / %, and not (!). and and or stop as soon as the answer is known, and a fact that is not reached is
-// not fetched. Strings are in "..", '..' or `..` (raw). Lists are written [a, b]. // and /* */ are comments.
+// then + -, then * / %. not (!) binds tighter than a comparison: write not (a == b), or a not in b. and and or stop as
+// soon as the answer is known, and a fact that is not reached is not fetched. Strings are in "..", '..' or `..` (raw). Lists are written [a, b]. // and /* */ are comments.
 //
 // KB, MB and GB are 1024, 1024² and 1024³. [Functions] lists the functions. Within any, all, none, one, filter and count
 // the element is #; they do not nest.
