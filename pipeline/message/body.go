@@ -162,7 +162,8 @@ func (s StoredBody) Open() *Body {
 }
 
 // Writer collects a body: in memory up to a limit, then in a spool file. It is
-// for one goroutine. Either Body or Abort must end it.
+// for one goroutine. Either Body or Abort must end it. A spool file is written
+// without a buffer: give it large pieces.
 type Writer struct {
 	spool    Spooler
 	limit    int
@@ -198,6 +199,9 @@ func (w *Writer) Write(p []byte) (int, error) {
 	if w.err == nil && w.file != nil {
 		_, w.err = writeAll(w.file, p)
 	} else if w.err == nil {
+		if len(p) > cap(w.memory)-len(w.memory) && len(w.memory) > 0 {
+			w.memory = slices.Grow(w.memory, max(len(p), len(w.memory)))
+		}
 		w.memory = append(w.memory, p...)
 	}
 	if w.err != nil {
