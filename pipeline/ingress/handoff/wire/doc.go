@@ -62,7 +62,8 @@
 // N: the next program is path, absolute, at most MaxPath bytes with its NUL. count, 1 to MaxPairs, Ps follow, each index
 // once, in any order; nothing is started before all are there. Mode exec has exactly one. The message is a descriptor of
 // its own at offset 0, the envelope a file or pipe with the fd 1 format. After the last P the daemon sends nothing more
-// and waits for R, or for end of file, which in mode exec means that the program runs. Mode wait: the main program runs first; if
+// and waits for R, or for end of file, which in mode exec means that the program runs. (The kernel says "reset" in place
+// of end of file to a daemon that has sent a frame which the shim did not read.) Mode wait: the main program runs first; if
 // it ends with exit 0 the copies run one after the other, each reported by an R; if not, no copy is started. The shim's
 // own exit code is the main program's (81 for a signal). A daemon that goes away after the last P changes nothing: the
 // shim has all it needs, and ends the run.

@@ -1,0 +1,119 @@
+package main
+
+import (
+	"syscall"
+
+	"github.com/postern-mta/postern/pipeline/ingress/handoff/wire"
+)
+
+// connect tries for as long as patience lasts. A full backlog (EAGAIN, since the socket does not block) is as good as a
+// missing daemon.
+func (s *shim) connect() {
+	path, until, pause := socketPath, now()+s.patience, int64(100)
+	if p := getenv("POSTERN_SOCKET"); p != "" && !s.privileged {
+		path = p
+	}
+	if path == "" || len(path) >= len(syscall.RawSockaddrUnix{}.Path) || path[0] == '@' {
+		exit(exitTemporary) // the syscall package would take an '@' for the abstract name space
+	}
+	for {
+		sock, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_SEQPACKET|syscall.SOCK_CLOEXEC|syscall.SOCK_NONBLOCK, 0)
+		if err == nil {
+			if err = syscall.Connect(sock, &syscall.SockaddrUnix{Name: path}); err == nil {
+				s.sock = sock
+				return
+			}
+			syscall.Close(sock)
+		}
+		left := until - now()
+		if left <= 0 {
+			exit(exitTemporary)
+		}
+		poll(nil, min(left, pause))
+		pause = min(pause*3/2, 1000)
+	}
+}
+
+// hello sends the descriptors, the arguments and the environment.
+func (s *shim) hello() {
+	h := wire.Hello{Program: wire.ProgramQueue, PPID: uint32(syscall.Getppid())}
+	argc := 0
+	for _, c := range s.args {
+		if c == 0 {
+			argc++
+		}
+	}
+	if len(s.args) > wire.MaxArgs || argc > 65535 {
+		exit(exitTemporary)
+	}
+	lists, cut := wire.AppendEnvironment(append([]byte(nil), s.args...), s.env)
+	h.Argc, h.ArgsLen, h.EnvLen = uint16(argc), uint32(len(s.args)), uint32(len(lists)-len(s.args))
+	if cut {
+		h.Flags |= wire.FlagEnvironmentCut
+	}
+	if s.privileged {
+		h.Flags |= wire.FlagPrivileged
+	}
+	until, n := now()+s.patience, min(len(lists), wire.MaxChunk)
+	h.Chunk = lists[:n]
+	up := s.put(h.Append(nil), syscall.UnixRights(0, 1), until)
+	s.handedOver = true
+	for lists = lists[n:]; up && len(lists) > 0; lists = lists[n:] {
+		n = min(len(lists), wire.MaxChunk)
+		up = s.put(wire.Data{Chunk: lists[:n]}.Append(nil), nil, until)
+	}
+}
+
+// put sends a frame. False: the daemon has hung up; what it said last is still to be read.
+func (s *shim) put(packet, oob []byte, until int64) bool {
+	for {
+		switch err := syscall.Sendmsg(s.sock, packet, oob, nil, syscall.MSG_NOSIGNAL|syscall.MSG_DONTWAIT); err {
+		case nil:
+			return true
+		case syscall.EINTR:
+		case syscall.EPIPE, syscall.ECONNRESET:
+			return false
+		case syscall.EAGAIN:
+			if !s.ready(pollOut, until) {
+				s.silent()
+			}
+		default:
+			exit(exitTemporary)
+		}
+	}
+}
+
+// get receives a frame. None and not late: the daemon is gone or sent what cannot be. The frame lasts until the next get.
+func (s *shim) get(until int64) (packet []byte, fds []int, late bool) {
+	for {
+		n, oobn, flags, _, err := syscall.Recvmsg(s.sock, s.in, s.oob, syscall.MSG_DONTWAIT|syscall.MSG_CMSG_CLOEXEC)
+		switch {
+		case err == syscall.EINTR:
+			continue
+		case err == syscall.EAGAIN:
+			if !s.ready(pollIn, until) {
+				return nil, nil, true
+			}
+			continue
+		case err != nil || flags&(syscall.MSG_TRUNC|syscall.MSG_CTRUNC) != 0:
+			return nil, nil, false
+		}
+		packet = s.in[:n]
+		if oobn == 0 {
+			return packet, nil, false
+		}
+		messages, err := syscall.ParseSocketControlMessage(s.oob[:oobn])
+		if err != nil || len(messages) != 1 || wire.KindOf(packet) != wire.KindPair {
+			return nil, nil, false
+		}
+		if fds, err = syscall.ParseUnixRights(&messages[0]); err != nil {
+			return nil, nil, false
+		}
+		return packet, fds, false
+	}
+}
+
+// ready waits until the socket can be read or written; false: the time is up.
+func (s *shim) ready(events int16, until int64) bool {
+	return poll([]pollFD{{fd: int32(s.sock), events: events}}, max(until-now(), 0))
+}
