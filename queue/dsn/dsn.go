@@ -26,6 +26,7 @@ const (
 	Failure Kind = iota // recipients that were given up
 	Delay               // recipients that are still being tried
 	Double              // a report that could not be delivered itself, to the postmaster
+	Held                // mail that is held because its sender may not be told, to the postmaster
 )
 
 // Format is how a report is written.
@@ -90,6 +91,8 @@ type Report struct {
 	// DefaultMaxOriginal, -1 always.
 	MaxOriginal int64
 	Format      Format
+	// Note is added to the human part; it may be empty.
+	Note string
 	// ID makes the Message-ID, with Host.
 	ID string
 	// Spool takes a large report's body.
@@ -100,7 +103,7 @@ type Report struct {
 // double bounces, to To.
 func (r *Report) Envelope() envelope.Envelope {
 	sender := ""
-	if r.Kind == Double {
+	if r.Kind == Double || r.Kind == Held {
 		sender = envelope.DoubleBounce
 	}
 	return envelope.To(sender, r.To)
@@ -133,7 +136,7 @@ func (r *Report) Build() (message.Message, error) {
 
 const dateLayout = "02 Jan 2006 15:04:05 -0000"
 
-var subjects = [...]string{Failure: "failure notice", Delay: "delay notice", Double: "failure notice"}
+var subjects = [...]string{Failure: "failure notice", Delay: "delay notice", Double: "failure notice", Held: "undeliverable mail held"}
 
 // head is the report's head. Auto-Submitted keeps responders quiet (RFC 3834 §5).
 func (b *writer) head() []message.FieldEdit {

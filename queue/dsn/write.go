@@ -76,6 +76,12 @@ func (b *writer) greeting() {
 			"I will go on trying until %s. You need not send it again.\n\n", b.r.GiveUp.UTC().Format(dateLayout))
 	case Double:
 		b.print("I tried to deliver a bounce message to this address, but the bounce bounced!\n\n")
+	case Held:
+		b.print("A message from outside could not be delivered to the following addresses. Its sender is\n" +
+			"not verified, so nobody was told. It is held in the queue: postern queue list shows it.\n\n")
+	}
+	if b.r.Note != "" {
+		b.print("%s\n", b.r.Note)
 	}
 }
 
@@ -145,7 +151,7 @@ func (b *writer) encoding(eightBit bool) {
 	}
 }
 
-var actions = [...]string{Failure: "failed", Delay: "delayed", Double: "failed"}
+var actions = [...]string{Failure: "failed", Delay: "delayed", Double: "failed", Held: "failed"}
 
 // status writes the fields of RFC 3464 §2.2 and §2.3.
 func (b *writer) status() {

@@ -1,0 +1,122 @@
+package queue
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/postern-mta/postern/pipeline/envelope"
+	"github.com/postern-mta/postern/pipeline/message"
+	"github.com/postern-mta/postern/pipeline/reply"
+	"github.com/postern-mta/postern/queue/schedule"
+	"github.com/postern-mta/postern/queue/store"
+)
+
+// Submission is one message to be queued.
+type Submission struct {
+	Envelope envelope.Envelope
+	// Message is held by the caller; submissions with the same body share it.
+	Message message.Message
+	// Origin is kept without being looked into.
+	Origin []byte
+	// Hold keeps the message from being delivered; nil delivers it.
+	Hold *store.Hold
+	// bounce is how many reports deep it is.
+	bounce uint8
+}
+
+// Submit queues messages: all, in one batch, or none. When it returns without
+// an error they are on stable storage. ctx is looked at last just before the
+// commit; after that, success is success. A message for nobody is done with at
+// once and gets an ID that names nothing. Errors carry their answer
+// (reply.Of).
+func (q *Queue) Submit(ctx context.Context, all []Submission) ([]store.ID, error) {
+	q.mu.Lock()
+	closed := q.closed
+	q.mu.Unlock()
+	if closed {
+		return nil, reply.With(reply.Trouble, store.ErrClosed)
+	}
+	b := &store.Batch{}
+	ids, err := q.puts(b, all)
+	if err != nil {
+		return nil, err
+	}
+	if len(b.Puts) == 0 {
+		return ids, nil
+	}
+	if err := q.o.Store.Apply(ctx, b, false); err != nil {
+		return nil, fmt.Errorf("queueing: %w", err)
+	}
+	q.counters.submitted.Add(int64(len(b.Puts)))
+	q.enter(b.Puts)
+	return ids, nil
+}
+
+// puts adds submissions to a batch.
+func (q *Queue) puts(b *store.Batch, all []Submission) ([]store.ID, error) {
+	ids := make([]store.ID, len(all))
+	bodies := map[*message.Body]store.ID{}
+	for i, s := range all {
+		id := q.o.Store.NewID()
+		ids[i] = id
+		if len(s.Envelope.Recipients) == 0 {
+			continue
+		}
+		if err := checkEnvelope(s.Envelope); err != nil {
+			return nil, err
+		}
+		body := s.Message.Body()
+		p := store.Put{Hold: s.Hold, Message: store.Message{
+			ID: id, Envelope: s.Envelope, Head: s.Message.HeadText(), Form: s.Message.Form(), Origin: s.Origin, Bounce: s.bounce,
+			Body: store.BodyInfo{Of: id, Size: body.Size(), LFs: body.LFs(), EightBit: body.EightBit()},
+		}}
+		if of, shared := bodies[body]; shared && body != nil {
+			p.Message.Body.Of = of
+		} else {
+			p.Body = body
+			bodies[body] = id
+		}
+		b.Puts = append(b.Puts, p)
+	}
+	return ids, nil
+}
+
+// checkEnvelope keeps out of the queue what no exit could deliver.
+func checkEnvelope(e envelope.Envelope) error {
+	for _, r := range e.Recipients {
+		if err := checkAddress(r.Address); err != nil {
+			return fmt.Errorf("recipient: %w", err)
+		}
+	}
+	if err := checkAddress(e.Sender); err != nil {
+		return fmt.Errorf("sender: %w", err)
+	}
+	return nil
+}
+
+func checkAddress(a string) error {
+	if len(a) > envelope.MaxAddress {
+		return reply.With(reply.AddressTooLong, fmt.Errorf("address of %d bytes", len(a)))
+	}
+	if !envelope.ValidBytes(a) {
+		return reply.With(reply.BadAddress, fmt.Errorf("address %q holds a control character", a))
+	}
+	return nil
+}
+
+// enter puts stored messages into the schedule.
+func (q *Queue) enter(puts []store.Put) {
+	q.mu.Lock()
+	for i := range puts {
+		m := &puts[i].Message
+		for n, r := range m.Envelope.Recipients {
+			channel, domain := q.o.Route(r.Address)
+			q.schedule.Add(schedule.Entry{Channel: channel, Domain: domain, ID: uint64(m.ID), Recipient: uint32(n), Held: puts[i].Hold != nil})
+		}
+		if n := len(m.Envelope.Recipients); n > 1 {
+			q.left[m.ID] = uint32(n)
+		}
+	}
+	q.mu.Unlock()
+	q.wake()
+}
