@@ -1,0 +1,16 @@
+// Package filters is the list of the filters that come with Postern. Each is a
+// package of its own, whose documentation is its manual; none knows another.
+package filters
+
+import (
+	"github.com/postern-mta/postern/filters/header"
+	"github.com/postern-mta/postern/filters/rule"
+	"github.com/postern-mta/postern/filters/rule"
+	"github.com/postern-mta/postern/filters/tap"
+	"github.com/postern-mta/postern/pipeline"
+)
+
+// Kinds are the built-in filters, in the order of their names.
+func Kinds() []pipeline.Kind {
+	return []pipeline.Kind{header.Kind(), rule.Kind(), tap.Kind()}
+}
