@@ -5,7 +5,6 @@ package filters
 import (
 	"github.com/postern-mta/postern/filters/header"
 	"github.com/postern-mta/postern/filters/rule"
-	"github.com/postern-mta/postern/filters/rule"
 	"github.com/postern-mta/postern/filters/tap"
 	"github.com/postern-mta/postern/pipeline"
 )
