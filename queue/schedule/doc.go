@@ -2,7 +2,8 @@
 // handed to a delivery now, and when somebody has to look again.
 //
 // It does no I/O, starts no goroutine and reads no clock; time comes in as an
-// argument. A Schedule has no lock: its owner serialises the calls. It keeps
+// argument; a time that is less than a minute before the latest one counts as
+// that, and a clock that is set back further makes mail wait. A Schedule has no lock: its owner serialises the calls. It keeps
 // no message text, only numbers and the names of domains and sites, in
 // structures without pointers, so that a million queued recipients cost less
 // than a hundred bytes each and next to nothing in a garbage collection.

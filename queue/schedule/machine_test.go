@@ -432,7 +432,7 @@ func (x *machine) compare(t *rapid.T, sites map[string]*SiteInfo) {
 }
 
 func TestAgainstModel(t *testing.T) {
-	for range 10 { // of a hundred courses each, unless told otherwise
+	for range 5 { // of a hundred courses each, unless told otherwise
 		rapid.Check(t, func(t *rapid.T) {
 			x := newMachine(t)
 			t.Repeat(map[string]func(*rapid.T){

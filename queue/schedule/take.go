@@ -45,7 +45,7 @@ const (
 type Outcome struct {
 	Deferred bool      // it stays, with one attempt more
 	Due      time.Time // when; kept to the second, rounded down; zero means at once
-	Hold     bool      // it is held instead of becoming due
+	Hold     bool      // with Deferred: it is held instead of becoming due
 }
 
 // Take hands out the batch that is next by the rules of the package's comment,
