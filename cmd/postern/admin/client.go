@@ -36,22 +36,26 @@ func NewClient(path string) *Client {
 
 // Status asks for the daemon's state.
 func (c *Client) Status(ctx context.Context) (s api.Status, err error) {
-	return s, c.call(ctx, "GET", "/v1/status", nil, &s)
+	err = c.call(ctx, "GET", "/v1/status", nil, &s)
+	return s, err
 }
 
 // Filters asks for the filters and their modes.
 func (c *Client) Filters(ctx context.Context) (f []api.Filter, err error) {
-	return f, c.call(ctx, "GET", "/v1/filters", nil, &f)
+	err = c.call(ctx, "GET", "/v1/filters", nil, &f)
+	return f, err
 }
 
 // SetFilter sets a filter's mode.
 func (c *Client) SetFilter(ctx context.Context, name string, s api.SetFilter) (f api.Filter, err error) {
-	return f, c.call(ctx, "PUT", "/v1/filters/"+url.PathEscape(name), s, &f)
+	err = c.call(ctx, "PUT", "/v1/filters/"+url.PathEscape(name), s, &f)
+	return f, err
 }
 
 // Reload has the daemon read its configuration again.
 func (c *Client) Reload(ctx context.Context) (r api.Reload, err error) {
-	return r, c.call(ctx, "POST", "/v1/reload", nil, &r)
+	err = c.call(ctx, "POST", "/v1/reload", nil, &r)
+	return r, err
 }
 
 func (c *Client) call(ctx context.Context, method, path string, body, into any) error {

@@ -1,0 +1,267 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/postern-mta/postern/cmd/postern/admin"
+	"github.com/postern-mta/postern/cmd/postern/admin/api"
+	"github.com/postern-mta/postern/cmd/postern/config"
+	"github.com/postern-mta/postern/pipeline"
+	"github.com/postern-mta/postern/pipeline/message"
+)
+
+// daemon is postern serve.
+type daemon struct {
+	file    string
+	stderr  io.Writer
+	started time.Time
+	state   *stateDir
+	spool   *message.Directory
+	modes   *pipeline.Modes
+	chains  pipeline.Generations
+	admin   *admin.Server
+	failed  chan error // what ends the daemon
+	serving sync.WaitGroup
+
+	mu         sync.Mutex // guards what follows, and serialises reloads
+	log        *slog.Logger
+	config     *config.Config
+	generation uint64
+	entrances  map[string]*entrance // by socket path
+}
+
+// open takes everything that a daemon holds, in the order in which another
+// daemon would be noticed.
+func (d *daemon) open(first *config.Config) (err error) {
+	if d.state, err = openState(first.State); err != nil {
+		return err
+	}
+	if d.spool, err = message.OpenDirectory(filepath.Join(first.State, "spool")); err != nil {
+		return err
+	}
+	c, err := config.Load(d.file, loadOptions(d.env()))
+	if err != nil {
+		return fmt.Errorf("the configuration is wrong, see postern check:\n%w", err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.use(c); err != nil {
+		return err
+	}
+	if d.admin, err = admin.Listen(c.Admin.Socket, d.door()); err != nil {
+		return err
+	}
+	d.serving.Add(1)
+	go func() {
+		defer d.serving.Done()
+		if err := d.admin.Serve(); err != nil {
+			d.failed <- fmt.Errorf("admin socket: %w", err)
+		}
+	}()
+	d.log.Info("serving", "version", version, "pid", os.Getpid(), "config", d.file, "generation", d.generation)
+	return nil
+}
+
+// env is what filters may use.
+func (d *daemon) env() pipeline.Env {
+	return pipeline.Env{Log: d.log, Now: time.Now, Spool: d.spool, Secret: derive(d.state.secret)}
+}
+
+// use puts a configuration into force: chains first, then entrances. If it
+// fails, the one before stays. The daemon is locked.
+func (d *daemon) use(c *config.Config) error {
+	for _, w := range c.Warnings {
+		d.log.Warn("configuration", "warning", w.Error())
+	}
+	if d.config != nil && c.State != d.config.State {
+		return fmt.Errorf("state cannot change from %s to %s while the daemon runs: restart it", d.config.State, c.State)
+	}
+	if d.config != nil && c.Admin.Socket != d.config.Admin.Socket {
+		return errors.New("admin.socket cannot change while the daemon runs: restart it")
+	}
+	chains, err := c.Chains(d.modes, d.generation+1)
+	if err != nil {
+		return err
+	}
+	changes, err := d.plan(c)
+	if err != nil {
+		for _, chain := range chains {
+			chain.Close() //nolint:errcheck // the first error is what counts
+		}
+		return err
+	}
+	d.generation++
+	if err := d.chains.Swap(pipeline.NewGeneration(d.generation, chains...)); err != nil {
+		d.log.Warn("closing the filters of the last configuration", "error", err)
+	}
+	d.config = c
+	d.log = newLogger(c.Log, d.stderr)
+	d.make(changes)
+	return nil
+}
+
+// reload reads the configuration again. On any error the old one stays.
+func (d *daemon) reload(why string) (api.Reload, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	c, err := config.Load(d.file, loadOptions(d.env()))
+	if err == nil {
+		err = d.use(c)
+	}
+	if err != nil {
+		d.log.Error("the configuration is wrong; the one before stays in force", "by", why, "error", err)
+		return api.Reload{}, err
+	}
+	d.log.Info("configuration read again", "by", why, "generation", d.generation)
+	r := api.Reload{Generation: d.generation}
+	for _, w := range c.Warnings {
+		r.Warnings = append(r.Warnings, w.Error())
+	}
+	return r, nil
+}
+
+// stop ends the daemon: nothing new is taken, what has begun may end until ctx
+// does.
+func (d *daemon) stop(ctx context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var errs []error
+	var all sync.WaitGroup
+	var errsMu sync.Mutex
+	for _, e := range d.entrances {
+		all.Add(1)
+		go func() {
+			defer all.Done()
+			err := e.stop(ctx)
+			errsMu.Lock()
+			defer errsMu.Unlock()
+			errs = append(errs, err)
+		}()
+	}
+	all.Wait()
+	errs = append(errs, d.closeAll())
+	return errors.Join(errs...)
+}
+
+// closeAll gives up what is held, whatever of it there is.
+func (d *daemon) closeAll() error {
+	var errs []error
+	if d.admin != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		errs = append(errs, d.admin.Shutdown(ctx))
+		cancel()
+	}
+	for _, e := range d.entrances {
+		e.close()
+	}
+	d.serving.Wait()
+	errs = append(errs, d.chains.Swap(nil))
+	if d.state != nil {
+		errs = append(errs, d.state.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// door is what the admin socket opens on.
+func (d *daemon) door() admin.Daemon {
+	return admin.Daemon{
+		Log: d.log, Status: d.status, Filters: d.filters, SetFilter: d.setFilter,
+		Reload: func(context.Context) (api.Reload, error) { return d.reload("admin socket") },
+	}
+}
+
+func (d *daemon) status() api.Status {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := api.Status{Version: version, PID: os.Getpid(), Config: d.file, Generation: d.generation, Started: d.started.UTC().Format(time.RFC3339)}
+	for path, e := range d.entrances {
+		s.Entrances = append(s.Entrances, api.Entrance{Name: e.settings.listen.Name, Address: path, Sessions: e.sessions()})
+	}
+	slices.SortFunc(s.Entrances, func(a, b api.Entrance) int { return compare(a.Name, b.Name) })
+	return s
+}
+
+func compare(a, b string) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+// filters lists the filters that stand in a chain.
+func (d *daemon) filters() []api.Filter {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	byName := map[string]*api.Filter{}
+	for chain, names := range d.config.Chain {
+		for _, name := range names {
+			f := byName[name]
+			if f == nil {
+				f = d.filter(name)
+				byName[name] = f
+			}
+			f.Chains = append(f.Chains, chain)
+		}
+	}
+	all := make([]api.Filter, 0, len(byName))
+	for _, f := range byName {
+		slices.Sort(f.Chains)
+		all = append(all, *f)
+	}
+	slices.SortFunc(all, func(a, b api.Filter) int { return compare(a.Name, b.Name) })
+	return all
+}
+
+// filter is one filter with its mode; the daemon is locked.
+func (d *daemon) filter(name string) *api.Filter {
+	f := &api.Filter{Name: name, Configured: d.config.Filter[name].Mode.String()}
+	f.Mode = f.Configured
+	if o, ok := d.modes.Get(name); ok {
+		f.Mode = o.Mode.String()
+		if !o.Until.IsZero() {
+			f.Until = o.Until.UTC().Format(time.RFC3339)
+		}
+	}
+	return f
+}
+
+// setFilter sets an operator's mode.
+func (d *daemon) setFilter(name string, s api.SetFilter) (api.Filter, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.config.Filter[name] == nil {
+		return api.Filter{}, fmt.Errorf("filter %q: %w: see postern filter list", name, admin.ErrNotFound)
+	}
+	mode, ok := pipeline.ParseMode(s.Mode)
+	switch {
+	case s.Mode == configMode:
+		d.modes.Clear(name)
+	case !ok:
+		return api.Filter{}, fmt.Errorf("mode %q: use enforce, shadow, off or %s", s.Mode, configMode)
+	case s.TTL < 0 || s.TTL > maxTTL:
+		return api.Filter{}, errors.New("ttl must be between 0 (until the daemon restarts) and a year")
+	default:
+		d.modes.Set(name, mode, time.Duration(s.TTL)*time.Second)
+	}
+	f := *d.filter(name)
+	d.log.Warn("filter mode set by hand", "filter", name, "mode", f.Mode, "configured", f.Configured, "until", f.Until, "by", clean(s.By))
+	return f, nil
+}
+
+// configMode is the word that takes an operator's mode back.
+const configMode = "config"
+
+// maxTTL is the longest an operator's mode may last, in seconds.
+const maxTTL = 366 * 24 * 3600

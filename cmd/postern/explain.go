@@ -1,0 +1,184 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/postern-mta/postern/cmd/postern/config"
+	"github.com/postern-mta/postern/pipeline"
+	"github.com/postern-mta/postern/pipeline/envelope"
+	"github.com/postern-mta/postern/pipeline/message"
+	"github.com/postern-mta/postern/pipeline/reply"
+)
+
+// explainFlags are what postern explain is told of a message's origin.
+type explainFlags struct {
+	config, from, ip, rdns, helo, user, chain, entrance string
+	to                                                  []string
+	relay, json                                         bool
+}
+
+func explainCommand() *cobra.Command {
+	var f explainFlags
+	c := &cobra.Command{
+		Use:   "explain [flags] MESSAGE",
+		Short: "Say what the chain would do with a saved message, and why",
+		Long: `Run the configured chain on a saved message (- for standard input) with the daemon's
+own code and without side effects, and print stage by stage what each filter says, why,
+how long it takes, what it changes, and what the sender would be answered.
+
+With --ip the message comes from the network, else from a local user. It is a stranger's
+unless --auth or --relay says otherwise.`,
+		Args: cobra.ExactArgs(1),
+	}
+	fl := c.Flags()
+	fl.StringVarP(&f.config, "config", "c", defaultConfig, "the configuration file")
+	fl.StringVar(&f.from, "from", "", "envelope sender; empty is the null sender")
+	fl.StringArrayVar(&f.to, "to", nil, "envelope recipient; may be repeated")
+	fl.StringVar(&f.ip, "ip", "", "the client's address")
+	fl.StringVar(&f.rdns, "rdns", "", "the client's host name")
+	fl.StringVar(&f.helo, "helo", "", "the name the client gives itself")
+	fl.StringVar(&f.user, "auth", "", "the user who logged in")
+	fl.BoolVar(&f.relay, "relay", false, "the client may relay (RELAYCLIENT)")
+	fl.StringVar(&f.chain, "chain", "", "the chain to run (default: the entrance's, by who calls)")
+	fl.StringVar(&f.entrance, "entrance", "", "the entrance (default: the first one)")
+	fl.BoolVar(&f.json, "json", false, "print JSON")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		return runExplain(c.Context(), f, args[0], c.InOrStdin(), c.OutOrStdout())
+	}
+	return c
+}
+
+func runExplain(ctx context.Context, f explainFlags, file string, stdin io.Reader, out io.Writer) error {
+	// Filters get no state and a secret only if we may read the daemon's: what
+	// they remember and mark cannot change by being explained.
+	env := pipeline.Env{Log: slog.New(slog.DiscardHandler), Now: time.Now, Secret: derive(nil)}
+	c, err := config.Load(f.config, loadOptions(env))
+	if err != nil {
+		return fmt.Errorf("the configuration is wrong, see postern check:\n%w", err)
+	}
+	if secret, err := readSecret(c.State); err == nil {
+		env.Secret = derive(secret)
+		if c, err = config.Load(f.config, loadOptions(env)); err != nil {
+			return err
+		}
+	}
+	tx, listen, err := f.transaction(c)
+	if err != nil {
+		return err
+	}
+	chain, closeChains, err := f.pick(c, tx.Session, listen)
+	if err != nil {
+		return err
+	}
+	defer closeChains()
+	m, err := readExplained(file, stdin, c, listen)
+	if err != nil {
+		return err
+	}
+	defer m.Body().Release() //nolint:errcheck // it is in memory
+	start := time.Now()
+	o := chain.Run(ctx, tx, m)
+	defer o.Release()
+	x := explain(tx, chain, m, o, time.Since(start))
+	if f.json {
+		return x.printJSON(out)
+	}
+	return x.print(out)
+}
+
+// transaction is the session and envelope that the flags describe.
+func (f explainFlags) transaction(c *config.Config) (*pipeline.Transaction, *config.Listen, error) {
+	listen, err := f.listen(c)
+	if err != nil {
+		return nil, nil, err
+	}
+	s := &pipeline.Session{
+		ID: "explain", Entrance: listen.Name, Protocol: "qmail-queue", Start: time.Now(), Standing: pipeline.Local,
+		PeerName: f.rdns, Helo: f.helo, User: f.user, UID: os.Getuid(), PID: os.Getpid(), Ours: c.Ours,
+	}
+	if f.ip != "" {
+		a, err := netip.ParseAddr(f.ip)
+		if err != nil {
+			return nil, nil, fmt.Errorf("--ip %s: not an address", clean(f.ip))
+		}
+		s.Peer, s.UID, s.Standing = netip.AddrPortFrom(a.Unmap(), 0), -1, pipeline.Stranger
+	}
+	switch {
+	case f.user != "":
+		s.Standing = pipeline.Authenticated
+	case f.relay:
+		s.Standing = pipeline.Relayed
+	}
+	for _, a := range append([]string{f.from}, f.to...) {
+		if len(a) > envelope.MaxAddress || !envelope.ValidBytes(a) {
+			return nil, nil, fmt.Errorf("address <%s>: %s", clean(a), reply.BadAddress.Words())
+		}
+	}
+	return &pipeline.Transaction{ID: "explain", Session: s, Envelope: envelope.To(f.from, f.to...)}, listen, nil
+}
+
+func (f explainFlags) listen(c *config.Config) (*config.Listen, error) {
+	names := sortedKeys(c.Listen)
+	if f.entrance == "" && len(names) > 0 {
+		return c.Listen[names[0]], nil
+	}
+	if l := c.Listen[f.entrance]; l != nil {
+		return l, nil
+	}
+	return nil, fmt.Errorf("there is no entrance %q; the configuration has %v", f.entrance, names)
+}
+
+// pick makes the configured chains and finds the one to run.
+func (f explainFlags) pick(c *config.Config, s *pipeline.Session, l *config.Listen) (*pipeline.Chain, func(), error) {
+	name := f.chain
+	if name == "" {
+		name = l.Local
+		if s.Peer.IsValid() {
+			name = l.Chain
+		}
+	}
+	chains, err := c.Chains(nil, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	closeAll := func() {
+		for _, chain := range chains {
+			chain.Close() //nolint:errcheck // nothing depends on it
+		}
+	}
+	for _, chain := range chains {
+		if chain.Name() == name {
+			return chain, closeAll, nil
+		}
+	}
+	closeAll()
+	return nil, nil, fmt.Errorf("there is no chain %q; the configuration has %v", name, sortedKeys(c.Chain))
+}
+
+// readExplained reads the message within the limits of an entrance.
+func readExplained(file string, stdin io.Reader, c *config.Config, l *config.Listen) (message.Message, error) {
+	in := stdin
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return message.Message{}, err
+		}
+		defer f.Close()
+		in = f
+	}
+	m, err := message.Read(in, message.Options{Lines: l.Lines, MaxSize: c.Limits.Message, MaxHead: int(c.Limits.Head), MaxFields: c.Limits.Fields})
+	var known *reply.Error
+	if errors.As(err, &known) {
+		return m, fmt.Errorf("the message would be refused before any filter sees it: %s (exit %d): %w", known.Reply.SMTP(), known.Reply.QueueExit(), err)
+	}
+	return m, err
+}
