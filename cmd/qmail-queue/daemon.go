@@ -57,28 +57,30 @@ func (s *shim) hello() {
 	until, n := now()+s.patience, min(len(lists), wire.MaxChunk)
 	h.Chunk = lists[:n]
 	up := s.put(h.Append(nil), syscall.UnixRights(0, 1), until)
-	s.handedOver = true
 	for lists = lists[n:]; up && len(lists) > 0; lists = lists[n:] {
 		n = min(len(lists), wire.MaxChunk)
 		up = s.put(wire.Data{Chunk: lists[:n]}.Append(nil), nil, until)
 	}
 }
 
-// put sends a frame. False: the daemon has hung up; what it said last is still to be read.
+// atOnce is a time for put.
+const atOnce = -1
+
+// put sends a frame, until a time, or only if that can be at once. False: the daemon has hung up, and what it said last
+// is still to be read; or the frame could not be sent at once.
 func (s *shim) put(packet, oob []byte, until int64) bool {
 	for {
-		switch err := syscall.Sendmsg(s.sock, packet, oob, nil, syscall.MSG_NOSIGNAL|syscall.MSG_DONTWAIT); err {
-		case nil:
+		err := syscall.Sendmsg(s.sock, packet, oob, nil, syscall.MSG_NOSIGNAL|syscall.MSG_DONTWAIT)
+		switch {
+		case err == nil:
 			return true
-		case syscall.EINTR:
-		case syscall.EPIPE, syscall.ECONNRESET:
+		case err == syscall.EINTR:
+		case until == atOnce, err == syscall.EPIPE, err == syscall.ECONNRESET:
 			return false
-		case syscall.EAGAIN:
-			if !s.ready(pollOut, until) {
-				s.silent()
-			}
-		default:
+		case err != syscall.EAGAIN:
 			exit(exitTemporary)
+		case !s.ready(pollOut, until):
+			s.silent()
 		}
 	}
 }

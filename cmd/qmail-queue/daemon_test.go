@@ -309,6 +309,7 @@ func contents(t *testing.T, f *os.File) string {
 // fill writes to the caller's end of a pipe and closes it.
 func fill(t *testing.T, f *os.File, content string) {
 	t.Helper()
+	check(t, f.SetWriteDeadline(time.Now().Add(patience)))
 	_, err := io.Copy(f, strings.NewReader(content))
 	check(t, err)
 	check(t, f.Close())

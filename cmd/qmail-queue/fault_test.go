@@ -163,12 +163,12 @@ func TestSlow(t *testing.T) {
 		d.send(wire.Accepted{Beat: 600_000, Slow: 1000})
 		d.send(wire.Envelope{})
 		begun := time.Now()
-		for i := range 100 {
-			if _, _, err := d.conn.WriteMsgUnix([]byte("B"), nil, nil); err != nil {
+		for { // a second E does not start the timer again
+			if _, _, err := d.conn.WriteMsgUnix([]byte("E"), nil, nil); err != nil {
 				break
 			}
-			if i == 3 {
-				d.send(wire.Envelope{}) // a second one does not start the timer again
+			if time.Since(begun) > patience {
+				t.Fatal("it waits for as long as the daemon talks")
 			}
 			time.Sleep(100 * time.Millisecond)
 		}

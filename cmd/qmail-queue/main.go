@@ -40,7 +40,6 @@ type shim struct {
 	env      []string
 
 	privileged bool
-	handedOver bool // the daemon may hold the caller's descriptors
 	in         []byte
 	oob        []byte
 
@@ -184,9 +183,7 @@ func (s *shim) answer(x wire.Exit) int {
 
 // silent ends the shim when the daemon did nothing for too long.
 func (s *shim) silent() {
-	if s.handedOver {
-		s.drain()
-	}
+	s.drain()
 	exit(exitTemporary)
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -129,6 +130,8 @@ func confine(limits string) {
 			err = set(nproc, uint64(n))
 		case "as":
 			err = set(syscall.RLIMIT_AS, uint64(n))
+		case "ignore":
+			signal.Ignore(syscall.Signal(n))
 		default:
 			bad = errors.New("unknown limit")
 		}

@@ -50,7 +50,7 @@ func (s *shim) runOne(i int) uint8 {
 			r.Exit, r.Signal = exitCrashed, uint8(status.Signal())
 		}
 	case (err == syscall.EAGAIN || err == syscall.ENOMEM) && len(s.pairs) == 1:
-		s.put(wire.FellBack{PID: uint32(syscall.Getpid())}.Append(nil), nil, now()+s.patience)
+		s.put(wire.FellBack{PID: uint32(syscall.Getpid())}.Append(nil), nil, atOnce)
 		s.become()
 	}
 	s.report(r)
@@ -65,7 +65,8 @@ func (s *shim) become() {
 	syscall.Exec(s.next.Path, s.argv(), s.nextEnv())
 }
 
-func (s *shim) report(r wire.Result) { s.put(r.Append(nil), nil, now()+s.patience) }
+// report says how a run ended, if the daemon can hear it: the exit code is the main program's in any case.
+func (s *shim) report(r wire.Result) { s.put(r.Append(nil), nil, atOnce) }
 
 // argv is ours with the path as its first.
 func (s *shim) argv() []string {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/postern-mta/postern/pipeline/ingress/handoff/wire"
@@ -88,7 +89,7 @@ func (r record) got(n, i int) {
 	}
 }
 
-// caught are the signals that run n has ignored, as a mask.
+// ignored are the signals that run n has ignored, as a mask.
 func (r record) ignored(n int) uint64 {
 	r.t.Helper()
 	for _, line := range r.lines("status", n) {
@@ -102,7 +103,7 @@ func (r record) ignored(n int) uint64 {
 	return 0
 }
 
-const sigpipe = 1 << (13 - 1)
+const sigpipe = 1 << (syscall.SIGPIPE - 1)
 
 // onlyCallers checks the descriptors of run n: 0 to 2, what the caller gave, and the shell's own script at 10 or higher.
 func (r record) onlyCallers(n int, more ...string) {
@@ -313,9 +314,8 @@ func TestSignalsOfTheCaller(t *testing.T) {
 	each(t, func(t *testing.T, p program) {
 		c := newCaller(t, p)
 		r := c.recorder("31")
-		c.path = "/bin/sh"
-		c.args = []string{"-c", `trap "" CHLD PIPE; exec "$0"`, p.path}
-		d := c.accepted()
+		d := c.confined(fmt.Sprintf("ignore=%d ignore=%d", syscall.SIGCHLD, syscall.SIGPIPE))
+		d.send(wire.Accepted{Beat: 600_000, Slow: 600_000})
 		d.hand(wire.ModeWait, 1, r.path())
 		if got := d.result(); got.Exit != 31 {
 			t.Errorf("%+v", got)

@@ -50,12 +50,13 @@ enum { /* ms */
 #endif
 };
 
+static const int64_t NOW = -1;
+
 static char **args;
 static int nargs;
 static bool privileged;
 static int64_t patience = CONNECT_WAIT;
 static int sock = -1;
-static bool handed_over; /* the daemon may hold the caller's descriptors */
 static struct sigaction old_pipe, old_child;
 
 static unsigned char out[MAX_PACKET], in[MAX_PACKET];
@@ -129,8 +130,7 @@ static void drain(void)
 /* silent ends the shim when the daemon did nothing for too long. */
 static _Noreturn void silent(void)
 {
-	if (handed_over)
-		drain();
+	drain();
 	_exit(EXIT_TEMPORARY);
 }
 
@@ -148,7 +148,8 @@ static bool ready(short events, int64_t until)
 	return n != 0;
 }
 
-/* put sends a frame. False: the daemon has hung up; what it said last is still to be read. */
+/* put sends a frame, until a time, or only if that can be at once (NOW). False: the daemon has hung up, and what it said
+ * last is still to be read; or the frame could not be sent at once. */
 static bool put(size_t n, bool descriptors, int64_t until)
 {
 	union { struct cmsghdr align; char space[CMSG_SPACE(2 * sizeof(int))]; } control;
@@ -169,7 +170,7 @@ static bool put(size_t n, bool descriptors, int64_t until)
 	while (sendmsg(sock, &m, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
 		if (errno == EINTR)
 			continue;
-		if (errno == EPIPE || errno == ECONNRESET)
+		if (until == NOW || errno == EPIPE || errno == ECONNRESET)
 			return false;
 		if (errno != EAGAIN)
 			_exit(EXIT_TEMPORARY);
@@ -247,7 +248,6 @@ static void stream_flush(void)
 {
 	if (!hello.hung_up && !put(hello.n, hello.first, hello.until))
 		hello.hung_up = true;
-	handed_over = true;
 	hello.first = false;
 	hello.n = 1;
 	hello.max = 1 + MAX_CHUNK;
@@ -369,6 +369,7 @@ static int answer(unsigned char code, unsigned dialect, unsigned char *text, siz
 	return code;
 }
 
+/* report says how a run ended, if the daemon can hear it: the exit code is the main program's in any case. */
 static void report(unsigned index, unsigned exit, unsigned sig, uint32_t pid)
 {
 	out[0] = 'R';
@@ -376,7 +377,7 @@ static void report(unsigned index, unsigned exit, unsigned sig, uint32_t pid)
 	out[3] = exit & 255;
 	out[4] = sig & 255;
 	put32(out + 5, pid);
-	put(9, false, now() + patience);
+	put(9, false, NOW);
 }
 
 static long hops(void)
@@ -441,7 +442,7 @@ static unsigned run_one(unsigned i, bool only)
 	if (pid < 0 && only) {
 		out[0] = 'F';
 		put32(out + 1, (uint32_t)getpid());
-		put(5, false, now() + patience);
+		put(5, false, NOW);
 		become(i);
 	}
 	if (pid > 0) {

@@ -52,8 +52,8 @@
 //
 // A: silence for longer than beat means that the daemon is gone; each frame from it, B or another, ends the silence.
 // Slow is the longest wait for an answer (X, or N) counted from E, which the daemon sends when it has read the envelope
-// to its end. Before E the shim waits for as long as the client sends, at most
-// TotalWait.
+// to its end. Before E the shim waits for as long as the client sends, at
+// most TotalWait.
 //
 // X: code is the plain exit code. A text begins with D or Z, has at most MaxText bytes and goes to the caller in the
 // named dialect (see Dialect), if its descriptor is there. The daemon has cleaned it; the shim cleans it again (Clean).
