@@ -29,6 +29,10 @@ func (c *caller) confined(limits string) *daemon {
 	return c.greeted()
 }
 
+// plain is true for the builds that run in little memory and without threads: not the Go twin (see its doc), not the
+// sanitizers.
+func plain(p program) bool { return p.plain }
+
 // root reports whether the test may change user ids.
 func root(t *testing.T) bool {
 	if os.Geteuid() != 0 {
@@ -89,10 +93,7 @@ func TestPrivileged(t *testing.T) {
 
 // TestLittleMemory: qmail-smtpd's children run under softlimit.
 func TestLittleMemory(t *testing.T) {
-	each(t, func(t *testing.T, p program) {
-		if !p.plain {
-			return // the Go twin and the sanitizers need more; see the Go twin's doc
-		}
+	eachOf(t, plain, func(t *testing.T, p program) {
 		c := newCaller(t, p)
 		r := c.recorder()
 		d := c.confined(addressSpace)
@@ -112,10 +113,7 @@ func TestNoMoreProcesses(t *testing.T) {
 	if !root(t) {
 		return
 	}
-	each(t, func(t *testing.T, p program) {
-		if !p.plain {
-			return
-		}
+	eachOf(t, plain, func(t *testing.T, p program) {
 		c := newCaller(t, p)
 		echo, err := os.OpenFile("/bin/echo", os.O_RDONLY, 0) // any program that needs no process of its own
 		check(t, err)
