@@ -11,10 +11,11 @@ import (
 	"github.com/postern-mta/postern/pipeline/ingress/handoff/wire"
 )
 
-// Numeric ids that own nothing.
+// Users that own nothing, and limits for confined.
 const (
 	someone      = 65533
-	someoneElse  = 65532
+	someoneElse  = "uid=65532"
+	noProcess    = someoneElse + " nproc=0"
 	addressSpace = "as=8000000" // softlimit -m 8000000
 )
 
@@ -80,7 +81,7 @@ func TestPrivileged(t *testing.T) {
 				c.listener = l
 				c.env = append(c.env, "POSTERN_WAIT=0")
 			}
-			d := c.confined("uid=65532")
+			d := c.confined(someoneElse)
 			if got := d.hello.Flags&wire.FlagPrivileged != 0; got != (mode != 0o755) {
 				t.Errorf("%s with mode %v: privileged %v", p.name, mode, got)
 			}
@@ -120,7 +121,7 @@ func TestNoMoreProcesses(t *testing.T) {
 		echo.Close()
 		c.args = []string{"done"}
 		r, w := c.pipe()
-		d := c.confined("uid=65532 nproc=0")
+		d := c.confined(noProcess)
 		d.send(wire.Accepted{Beat: 600_000, Slow: 600_000})
 		d.send(wire.Next{Mode: wire.ModeWait, Count: 1, Path: "/bin/echo"})
 		d.send(wire.Pair{}, c.file(""), w)
@@ -134,7 +135,7 @@ func TestNoMoreProcesses(t *testing.T) {
 
 		c = newCaller(t, p)
 		next := c.recorder()
-		d = c.confined("uid=65532 nproc=0")
+		d = c.confined(noProcess)
 		d.send(wire.Accepted{Beat: 600_000, Slow: 600_000})
 		d.hand(wire.ModeWait, 3, next.path())
 		d.sees(wire.Result{Exit: 71})
