@@ -4,7 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/netip"
+	"reflect"
+	"sync/atomic"
 	"time"
 
 	"github.com/postern-mta/postern/rules"
@@ -45,7 +48,12 @@ const (
 var mixedNames = [...]string{"auto", "bounce", "reject"}
 
 // String is the word of the option "mixed".
-func (m Mixed) String() string { return mixedNames[m] }
+func (m Mixed) String() string {
+	if int(m) < len(mixedNames) {
+		return mixedNames[m]
+	}
+	return "invalid"
+}
 
 // ParseMixed is the inverse of String.
 func ParseMixed(s string) (Mixed, bool) {
@@ -78,6 +86,9 @@ type ChainOptions struct {
 	Now func() time.Time
 	// Generation numbers the configuration that the chain came with.
 	Generation uint64
+	// Log hears of panics, with their stacks, and of calls that overran their
+	// time; nil means nobody does. Everything else is in the trace.
+	Log *slog.Logger
 }
 
 // Chain is an ordered list of filters. It does not change and is safe for
@@ -85,8 +96,16 @@ type ChainOptions struct {
 type Chain struct {
 	name  string
 	o     ChainOptions
-	steps []Step
+	steps []step
 	at    [Stages][]int // the steps that judge at a stage
+}
+
+// step is a Step with what the chain knows of it.
+type step struct {
+	Step
+	strangers bool
+	// overrun counts the calls that overran their time and still go on.
+	overrun atomic.Int32
 }
 
 // NewChain makes a chain of steps. It fails if a filter has no stage, or a rule
@@ -95,13 +114,20 @@ func NewChain(name string, steps []Step, o ChainOptions) (*Chain, error) {
 	if o.Deadline == 0 {
 		o.Deadline = DefaultDeadline
 	}
+	if o.Deadline < 0 {
+		return nil, fmt.Errorf("chain %q: deadline %v is negative", name, o.Deadline)
+	}
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	c := &Chain{name: name, o: o, steps: append([]Step(nil), steps...)}
-	for i := range c.steps {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	c := &Chain{name: name, o: o, steps: make([]step, len(steps))}
+	for i, s := range steps {
+		c.steps[i].Step = s
 		if err := c.place(i); err != nil {
-			return nil, fmt.Errorf("filter %q: %w", steps[i].Name, err)
+			return nil, fmt.Errorf("filter %q: %w", s.Name, err)
 		}
 	}
 	return c, nil
@@ -112,19 +138,28 @@ func (c *Chain) place(i int) error {
 	if s.Timeout == 0 {
 		s.Timeout = DefaultTimeout
 	}
+	if s.Timeout < 0 {
+		return fmt.Errorf("timeout %v is negative", s.Timeout)
+	}
 	if s.When == nil {
 		s.When = rules.Always()
 	}
+	s.strangers = TraitsOf(s.Filter).Strangers
 	all := StagesOf(s.Filter)
 	if len(all) == 0 {
 		return errors.New("it judges at no stage")
 	}
 	placed := false
 	for _, stage := range all {
+		if int(stage) >= Stages {
+			return fmt.Errorf("it judges at stage %d, which there is not", stage)
+		}
 		if Stage(s.When.Since()) > stage {
 			continue
 		}
-		c.at[stage] = append(c.at[stage], i)
+		if at := c.at[stage]; len(at) == 0 || at[len(at)-1] != i { // told once
+			c.at[stage] = append(at, i)
+		}
 		placed = true
 	}
 	if !placed {
@@ -137,21 +172,56 @@ func (c *Chain) place(i int) error {
 func (c *Chain) Name() string { return c.name }
 
 // Steps are the chain's filters, in order.
-func (c *Chain) Steps() []Step { return append([]Step(nil), c.steps...) }
+func (c *Chain) Steps() []Step {
+	all := make([]Step, len(c.steps))
+	for i := range c.steps {
+		all[i] = c.steps[i].Step
+	}
+	return all
+}
 
 // JudgesAt reports whether a filter of the chain judges at a stage.
 func (c *Chain) JudgesAt(s Stage) bool { return len(c.at[s]) > 0 }
 
 // Close closes the filters that hold something open. It is for the owner of
-// the chain's generation, after the last session.
-func (c *Chain) Close() error {
+// the chain, after the last session; the chains of a Generation are closed with
+// it.
+func (c *Chain) Close() error { return closeFilters(c) }
+
+// closeFilters closes the filters of chains, one that stands in several places
+// once.
+func closeFilters(chains ...*Chain) error {
 	var errs []error
-	for _, s := range c.steps {
-		if closer, ok := s.Filter.(io.Closer); ok {
-			errs = append(errs, closer.Close())
+	closed := map[any]bool{}
+	for _, c := range chains {
+		for i := range c.steps {
+			f := c.steps[i].Filter
+			closer, ok := f.(io.Closer)
+			if !ok {
+				continue
+			}
+			if reflect.ValueOf(f).Comparable() {
+				if closed[f] {
+					continue
+				}
+				closed[f] = true
+			}
+			errs = append(errs, c.closing(c.steps[i].Name, closer))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (c *Chain) closing(filter string, f io.Closer) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = c.panicked(filter, "close", p)
+		}
+	}()
+	if err = f.Close(); err != nil {
+		err = fmt.Errorf("closing filter %q: %w", filter, err)
+	}
+	return err
 }
 
 // StagesOf are the stages at which a filter judges: those it tells, or for one

@@ -106,7 +106,7 @@ func FactsAt(tx *Transaction, m message.Message) rules.Facts {
 }
 
 // deliverySubject shows rules at the exit what is known of a message there.
-func deliverySubject(d *Delivery, m message.Message) *subject {
+func deliverySubject(d *Delivery) subject {
 	session := &Session{
 		Entrance: d.Origin.Entrance, Protocol: d.Origin.Protocol, Standing: ParseStanding(d.Origin.Standing),
 		PeerName: d.Origin.PeerName, Helo: d.Origin.Helo, User: d.Origin.User, UID: d.Origin.UID,
@@ -115,7 +115,7 @@ func deliverySubject(d *Delivery, m message.Message) *subject {
 		session.Peer = a
 	}
 	tx := &Transaction{ID: d.ID, Session: session, Envelope: d.Envelope, Active: indexes(d.Envelope), Results: d.Origin.Results}
-	return &subject{session: session, tx: tx, message: m, stage: AtDelivery}
+	return subject{session: session, tx: tx, stage: AtDelivery}
 }
 
 func indexes(e envelope.Envelope) []int {

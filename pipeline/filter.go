@@ -60,16 +60,20 @@ type State interface {
 	Delete(ctx context.Context, key string) error
 }
 
-// Filter is one filter as configured. Open is called concurrently; a filter
-// without state of its own returns itself.
+// Filter is one filter as configured. Open is called concurrently, within the
+// time of the first call that needs the instance, and its context ends with that
+// call; a filter without state of its own returns itself, and its Close does
+// nothing. A Filter that is an io.Closer is
+// closed with its generation.
 type Filter interface {
 	Open(context.Context, *Session) (Instance, error)
 }
 
 // Instance is a filter at work on one session. Its methods are called one
-// after the other, except that a call which overran its time may still be
-// running when Close is called. What it can do, it says by implementing
-// Connecter, Heloer, Senderer, Recipienter, Messager, Deliverer, Resetter.
+// after the other, Close last and once. After a call that overran its time
+// there is none but Close, when that call has ended. What it can do, it says by
+// implementing Connecter, Heloer, Senderer, Recipienter, Messager, Deliverer,
+// Resetter.
 type Instance interface {
 	Close() error
 }
@@ -141,7 +145,12 @@ const (
 var onErrorNames = [...]string{"defer", "continue"}
 
 // String is the word of the option "on_error".
-func (o OnError) String() string { return onErrorNames[o] }
+func (o OnError) String() string {
+	if int(o) < len(onErrorNames) {
+		return onErrorNames[o]
+	}
+	return "invalid"
+}
 
 // ParseOnError is the inverse of String.
 func ParseOnError(s string) (OnError, bool) {

@@ -1,7 +1,9 @@
 package pipeline
 
 import (
-	"errors"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 )
 
@@ -14,7 +16,8 @@ type Generation struct {
 	owner  *Generations
 }
 
-// NewGeneration makes a generation of chains.
+// NewGeneration makes a generation of chains. One that never comes into force
+// is given up with Release, too.
 func NewGeneration(number uint64, chains ...*Chain) *Generation {
 	g := &Generation{Number: number, chains: make(map[string]*Chain, len(chains))}
 	for _, c := range chains {
@@ -26,17 +29,19 @@ func NewGeneration(number uint64, chains ...*Chain) *Generation {
 // Chain is the chain of that name, nil if there is none.
 func (g *Generation) Chain(name string) *Chain { return g.chains[name] }
 
+// close closes the filters in the order of the chains' names.
 func (g *Generation) close() error {
-	var errs []error
-	for _, c := range g.chains {
-		errs = append(errs, c.Close())
-	}
-	return errors.Join(errs...)
+	chains := slices.Collect(maps.Values(g.chains))
+	slices.SortFunc(chains, func(a, b *Chain) int { return strings.Compare(a.name, b.name) })
+	return closeFilters(chains...)
 }
 
 // Release gives the generation up. The last holder of one that has been
 // replaced closes its filters.
 func (g *Generation) Release() error {
+	if g.owner == nil {
+		return g.close()
+	}
 	g.owner.mu.Lock()
 	g.refs--
 	last := g.refs == 0

@@ -51,12 +51,16 @@ type Override struct {
 	Until time.Time
 }
 
-// NewModes returns an empty Modes with its clock.
+// NewModes returns an empty Modes with its clock; nil means time.Now.
 func NewModes(now func() time.Time) *Modes {
+	if now == nil {
+		now = time.Now
+	}
 	return &Modes{set: map[string]Override{}, now: now}
 }
 
-// Set overrides the mode of the filter name, for ttl (0: until a restart).
+// Set overrides the mode of the filter name, for ttl (0 or less: until a
+// restart).
 func (m *Modes) Set(name string, mode Mode, ttl time.Duration) Override {
 	o := Override{Mode: mode}
 	if ttl > 0 {

@@ -4,8 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"time"
-
-	"github.com/postern-mta/postern/pipeline/reply"
 )
 
 // Origin is where a message came from. It is stored with the message, and
@@ -46,11 +44,29 @@ func OriginOf(s *Session, tx *Transaction) Origin {
 // bounce would be backscatter.
 func (o Origin) IsExternal() bool { return ParseStanding(o.Standing) == Stranger }
 
-// Encode is the origin as the queue keeps it.
-func (o Origin) Encode() ([]byte, error) { return json.Marshal(o) }
-
-// maxOrigin bounds what DecodeOrigin reads, in bytes.
+// maxOrigin bounds an encoded origin in bytes.
 const maxOrigin = 1 << 20
+
+// Encode is the origin as the queue keeps it. What DecodeOrigin would find too
+// long loses the end of its trace, then of its results: a message must not be
+// lost because much was said about it.
+func (o Origin) Encode() ([]byte, error) {
+	for {
+		b, err := json.Marshal(o)
+		switch {
+		case err != nil:
+			return nil, err
+		case len(b) <= maxOrigin:
+			return b, nil
+		case len(o.Trace) > 0:
+			o.Trace = o.Trace[:len(o.Trace)/2]
+		case len(o.Results) > 0:
+			o.Results = o.Results[:len(o.Results)/2]
+		default:
+			return nil, fmt.Errorf("origin of %d bytes", len(b))
+		}
+	}
+}
 
 // DecodeOrigin is the inverse of Encode. Fields that a later version added are
 // passed over, so that a queue can be read by an older program.
@@ -87,57 +103,4 @@ type Symbol struct {
 	Score float64 `json:"score"`
 	// Detail says what was found, for logs.
 	Detail string `json:"detail,omitempty"`
-}
-
-// Trace is what every filter did with a message, in order.
-type Trace []Entry
-
-// Entry is what one filter did at one stage.
-type Entry struct {
-	Filter string `json:"filter"`
-	Stage  string `json:"stage"`
-	// Action is the verdict's word, "" if the filter did not run.
-	Action string `json:"action,omitempty"`
-	// Reply is what the peer would hear of a verdict that decides.
-	Reply string `json:"reply,omitempty"`
-	// Reason is the filter's own explanation, Err its error or the chain's.
-	Reason string `json:"reason,omitempty"`
-	Err    string `json:"error,omitempty"`
-	// Skipped says why it did not run: "when", "off", "not for our own", "decided".
-	Skipped string `json:"skipped,omitempty"`
-	// Shadow is set where the verdict was recorded only.
-	Shadow bool `json:"shadow,omitempty"`
-	// Recipients is for how many recipients the entry speaks.
-	Recipients int `json:"recipients,omitempty"`
-	// Edits describe what it changed.
-	Edits []string `json:"edits,omitempty"`
-	// Took is the filter's time.
-	Took time.Duration `json:"took,omitempty"`
-}
-
-// maxTrace bounds a trace in entries, maxReason each of its texts in bytes.
-const (
-	maxTrace  = 256
-	maxReason = 500
-)
-
-// add appends an entry, or adds it to the last one if they say the same about
-// different recipients.
-func (t Trace) add(e Entry) Trace {
-	e.Reason = reply.Clean(e.Reason, maxReason)
-	e.Err = reply.Clean(e.Err, maxReason)
-	if n := len(t); n > 0 && e.Edits == nil && t[n-1].same(e) {
-		t[n-1].Recipients += e.Recipients
-		t[n-1].Took += e.Took
-		return t
-	}
-	if len(t) >= maxTrace {
-		return t
-	}
-	return append(t, e)
-}
-
-func (e Entry) same(o Entry) bool {
-	return e.Filter == o.Filter && e.Stage == o.Stage && e.Action == o.Action && e.Reply == o.Reply &&
-		e.Reason == o.Reason && e.Err == o.Err && e.Skipped == o.Skipped && e.Shadow == o.Shadow && e.Edits == nil
 }

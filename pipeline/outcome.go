@@ -14,8 +14,9 @@ import (
 type Outcome struct {
 	// Reply is the one answer to the message.
 	Reply reply.Reply
-	// Fates are the recipients' own, in the envelope's order; an accepted
-	// recipient's Reply is that of its action.
+	// Fates are the recipients' own, one for each in the envelope's order; an
+	// accepted recipient's Reply is that of its action. They are the answers
+	// where the session AnswersEach; elsewhere Reply may differ from them all.
 	Fates []Fate
 	// Outgoing is what a Sink is to take, the message itself first; empty if
 	// nothing is to be stored.
@@ -35,7 +36,8 @@ type Refusal struct {
 	Reply     reply.Reply
 }
 
-// Release gives up the messages in Outgoing. It must be called once.
+// Release gives up the messages in Outgoing. It must be called; a second call
+// does nothing.
 func (o *Outcome) Release() {
 	for _, b := range o.held {
 		b.Release() //nolint:errcheck // the spool sweeps what is left behind
@@ -45,7 +47,8 @@ func (o *Outcome) Release() {
 
 // Run takes a message that came whole, with its envelope, through all stages,
 // as for a caller of a shim: the stages before the message run from what the
-// session and the envelope say.
+// session and the envelope say. The caller keeps its hold on the body and must
+// Release the outcome.
 func (c *Chain) Run(ctx context.Context, tx *Transaction, m message.Message) *Outcome {
 	j := c.Begin()
 	defer j.Close()
@@ -54,11 +57,16 @@ func (c *Chain) Run(ctx context.Context, tx *Transaction, m message.Message) *Ou
 	j.Connect(ctx, tx.Session)
 	j.Helo(ctx, tx.Session)
 	j.Sender(ctx, tx)
-	j.rcpts = make([]Fate, 0, len(tx.Envelope.Recipients))
-	for _, r := range tx.Envelope.Recipients {
-		j.rcpts = append(j.rcpts, j.judgeRecipient(ctx, tx, r))
+	if c.JudgesAt(AtRecipient) {
+		j.rcpts = make([]Fate, 0, len(tx.Envelope.Recipients))
+		for _, r := range tx.Envelope.Recipients {
+			if ctx.Err() != nil {
+				break // judgeMessage gives up
+			}
+			j.rcpts = append(j.rcpts, j.judgeRecipient(ctx, tx, r))
+		}
 	}
-	return j.Message(ctx, tx, m)
+	return j.judgeMessage(ctx, tx, m)
 }
 
 // Message judges the message for all recipients of the transaction's envelope,
@@ -67,38 +75,48 @@ func (c *Chain) Run(ctx context.Context, tx *Transaction, m message.Message) *Ou
 func (j *Judge) Message(ctx context.Context, tx *Transaction, m message.Message) *Outcome {
 	ctx, cancel := context.WithTimeout(ctx, j.chain.o.Deadline)
 	defer cancel()
+	return j.judgeMessage(ctx, tx, m)
+}
+
+func (j *Judge) judgeMessage(ctx context.Context, tx *Transaction, m message.Message) *Outcome {
 	p := &passage{judge: j, tx: tx, fates: j.fates(len(tx.Envelope.Recipients))}
 	m.Body().Retain()
-	p.lots = []*lot{{message: m, sender: tx.Envelope.Sender, to: make([]int, len(p.fates))}}
-	for n := range p.fates {
-		p.lots[0].to[n] = n
+	first := &lot{message: m, sender: tx.Envelope.Sender, to: make([]int, len(p.fates))}
+	for n := range first.to {
+		first.to[n] = n
 	}
+	p.lots = []*lot{first}
 	for _, i := range j.chain.at[AtMessage] {
 		for _, l := range p.lots[:len(p.lots):len(p.lots)] {
-			p.step(ctx, i, l)
-		}
-		if err := ctx.Err(); err != nil {
-			j.trace = j.trace.add(Entry{Filter: "chain", Stage: AtMessage.String(), Err: fmt.Sprintf("given up: %v", err), Action: Defer.String()})
-			for n := range p.fates {
-				p.fates[n] = Fate{Action: Defer, Reply: reply.Trouble, Filter: "chain", Reason: "out of time"}
+			if ctx.Err() == nil {
+				p.step(ctx, i, l)
 			}
-			break
 		}
 	}
+	p.giveUp(ctx, AtMessage)
 	return p.outcome()
+}
+
+// giveUp defers for all once the time is over or the caller has gone away:
+// filters that should have judged have not.
+func (p *passage) giveUp(ctx context.Context, stage Stage) {
+	if ctx.Err() == nil {
+		return
+	}
+	e := Entry{Filter: "chain", Stage: stage.String(), Action: Defer.String(), Err: givenUp(ctx).Error(), Recipients: len(p.fates)}
+	p.judge.trace = p.judge.trace.add(e)
+	for n := range p.fates {
+		p.fates[n] = Fate{Action: Defer, Reply: reply.Trouble, Filter: "chain", Reason: "out of time"}
+	}
 }
 
 // fates are what the stages before decided.
 func (j *Judge) fates(recipients int) []Fate {
 	fates := make([]Fate, max(recipients, 1))
+	before := j.before()
 	for n := range fates {
-		switch {
-		case n < len(j.rcpts):
+		if fates[n] = before; n < len(j.rcpts) {
 			fates[n] = j.rcpts[n]
-		case j.sender.Action != Continue:
-			fates[n] = j.sender
-		default:
-			fates[n] = j.session
 		}
 	}
 	return fates
@@ -108,74 +126,107 @@ func (j *Judge) fates(recipients int) []Fate {
 func (p *passage) step(ctx context.Context, i int, l *lot) {
 	step := &p.judge.chain.steps[i]
 	live := p.live(l, step.Always)
+	count := len(live)
+	if len(p.tx.Envelope.Recipients) == 0 {
+		count = 0
+	}
 	if len(live) == 0 {
-		p.judge.trace = p.judge.trace.add(Entry{Filter: step.Name, Stage: AtMessage.String(), Skipped: "decided", Recipients: len(l.to)})
+		e := Entry{Filter: step.Name, Stage: AtMessage.String(), Skipped: "decided", Recipients: len(l.to)}
+		p.judge.trace = p.judge.trace.add(e)
 		return
 	}
 	tx := *p.tx
-	if tx.Active = live; len(tx.Envelope.Recipients) == 0 {
-		tx.Active = nil
-	}
-	q := &question{subject: subject{session: tx.Session, tx: &tx, message: l.message, stage: AtMessage}}
-	p.judge.consult(ctx, i, q, len(tx.Active), func(v *Verdict) error { return p.act(l, step.Name, live, v) })
+	tx.Active = live[:count:count]
+	q := question{subject: subject{session: tx.Session, tx: &tx, message: l.message, stage: AtMessage}}
+	p.judge.consult(ctx, i, q, count, func(v *Verdict, enforce bool) error { return p.act(l, step.Name, live, v, enforce) })
 }
 
 // tally counts the fates by what they come to.
 type tally struct{ stored, refused, deferred int }
 
 func (p *passage) tally() (t tally) {
-	for _, f := range p.fates {
-		switch f.Action {
+	for i := range p.fates {
+		switch p.fates[i].Action {
 		case Reject:
 			t.refused++
 		case Defer:
 			t.deferred++
 		default:
-			t.stored++
+			t.stored++ // or discarded, which looks the same from outside
 		}
 	}
 	return t
 }
 
+// What one answer can come to.
+type answer uint8
+
+const (
+	takeIt answer = iota
+	deferIt
+	refuseIt
+)
+
+// answer is the table "mixed" of the design. A protocol that answers each
+// recipient takes what it can.
+func (t tally) answer(mixed Mixed, each bool) answer {
+	switch {
+	case t.stored > 0 && each:
+		return takeIt
+	case t.deferred > 0 && (t.stored > 0 || t.refused == 0 || mixed == MixedBounce):
+		return deferIt
+	case t.refused > 0 && (t.stored == 0 || mixed == MixedReject):
+		return refuseIt
+	}
+	return takeIt
+}
+
 // outcome makes one answer of the recipients' fates.
 func (p *passage) outcome() *Outcome {
 	j := p.judge
-	o := &Outcome{Reply: reply.OK, Fates: p.fates, Trace: j.trace, Results: j.results}
-	for n := range o.Fates {
-		o.Fates[n].Reply = reply.For(o.Fates[n].Action, o.Fates[n].Reply)
+	for n := range p.fates {
+		p.fates[n].Reply = reply.For(p.fates[n].Action, p.fates[n].Reply)
 	}
+	o := &Outcome{
+		Reply: reply.OK, Fates: p.fates[:len(p.tx.Envelope.Recipients)],
+		Trace: j.Trace(), Results: j.results[:len(j.results):len(j.results)],
+	}
+	o.held = make([]*message.Body, 0, len(p.lots)+len(p.copies))
 	for _, l := range p.lots {
 		o.held = append(o.held, l.message.Body())
 	}
-	for _, c := range p.copies {
-		o.held = append(o.held, c.message.Body())
+	for i := range p.copies {
+		o.held = append(o.held, p.copies[i].message.Body())
 	}
-	t, mixed := p.tally(), j.chain.o.Mixed.of(p.tx.Session)
-	each := p.tx.Session.AnswersEach
-	switch {
-	case each && t.stored > 0:
-	case t.deferred > 0 && (t.stored > 0 || t.refused == 0 || mixed == MixedBounce):
+	t, each := p.tally(), p.tx.Session.AnswersEach
+	switch t.answer(j.chain.o.Mixed.of(p.tx.Session), each) {
+	case deferIt:
 		o.Reply = p.first(Defer)
-		return o
-	case t.refused > 0 && (t.stored == 0 || mixed == MixedReject):
+	case refuseIt:
 		o.Reply = p.refusal(t)
-		return o
+	default:
+		p.collect(o)
+		if !each {
+			p.report(o)
+		}
 	}
-	p.collect(o, !each)
 	return o
 }
 
 func (p *passage) first(a Action) reply.Reply {
-	for _, f := range p.fates {
-		if f.Action == a {
-			return f.Reply
+	for i := range p.fates {
+		if p.fates[i].Action == a {
+			return p.fates[i].Reply
 		}
 	}
 	return reply.Trouble
 }
 
-// maxNamed is how many refused recipients a refusal names.
-const maxNamed = 5
+// How many refused recipients a refusal names, and how much of each in bytes.
+const (
+	maxNamed   = 5
+	maxNameLen = 50
+)
 
 // refusal is the first refusing recipient's answer. Where others would have
 // accepted, it names who did not, so that the sender knows whom to leave out.
@@ -185,87 +236,26 @@ func (p *passage) refusal(t tally) reply.Reply {
 		return r
 	}
 	var named []string
-	for n, f := range p.fates {
-		if f.Action == Reject && len(named) < maxNamed {
-			named = append(named, "<"+p.tx.Envelope.Recipients[n].Address+">")
+	for n := range p.fates {
+		if p.fates[n].Action == Reject && len(named) < maxNamed {
+			named = append(named, "<"+reply.Clean(p.tx.Envelope.Recipients[n].Address, maxNameLen)+">")
 		}
 	}
 	text := "refused for " + strings.Join(named, ", ")
 	if more := t.refused - len(named); more > 0 {
 		text += fmt.Sprintf(" and %d more", more)
 	}
-	return reply.Make(r.SMTPCode(), r.Enhanced, text+": "+r.Words())
+	r.Text = reply.Clean(text+": "+r.Words(), reply.MaxText)
+	return r
 }
 
-// collect fills in what is to be stored, and whom to report.
-func (p *passage) collect(o *Outcome, report bool) {
-	origin := OriginOf(p.tx.Session, p.tx)
-	origin.Chain, origin.Generation = p.judge.chain.name, p.judge.chain.o.Generation
-	origin.Results, origin.Trace = o.Results, o.Trace
-	for _, l := range p.lots {
-		p.collectLot(o, l, origin)
-	}
-	for _, c := range p.copies {
-		if !p.stays(c.of) {
-			continue
-		}
-		e := c.copy.Envelope.Clone()
-		o.Outgoing = append(o.Outgoing, Outgoing{Envelope: e, Message: c.message, Origin: origin, Copy: true})
-	}
-	if !report {
-		return
-	}
-	for n, f := range p.fates {
-		if f.Action == Reject && n < len(p.tx.Envelope.Recipients) {
+// report fills in about whom the sender must get a report.
+func (p *passage) report(o *Outcome) {
+	for n := range o.Fates {
+		if f := &o.Fates[n]; f.Action == Reject {
 			o.Refused = append(o.Refused, Refusal{p.tx.Envelope.Recipients[n], f.Reply})
 		}
 	}
-}
-
-// collectLot makes one Outgoing of a lot's recipients that are delivered, and
-// one for each reason to hold.
-func (p *passage) collectLot(o *Outcome, l *lot, origin Origin) {
-	byHold := map[string]*envelope.Envelope{}
-	var order []string
-	for _, n := range l.to {
-		f := p.fates[n]
-		hold := ""
-		switch f.Action {
-		case Quarantine:
-			hold = f.Filter + ": " + reply.Clean(f.Reason, maxReason)
-		case Continue, Accept:
-		default:
-			continue
-		}
-		e := byHold[hold]
-		if e == nil {
-			base := p.tx.Envelope
-			base.Sender, base.Recipients = l.sender, nil
-			e = &base
-			byHold[hold] = e
-			order = append(order, hold)
-			for _, a := range l.added {
-				e.Recipients = append(e.Recipients, envelope.Recipient{Address: a})
-			}
-		}
-		if n < len(p.tx.Envelope.Recipients) {
-			e.Recipients = append(e.Recipients, l.address(p.tx.Envelope, n))
-		}
-	}
-	for _, hold := range order {
-		o.Outgoing = append(o.Outgoing, Outgoing{Envelope: *byHold[hold], Message: l.message, Origin: origin, Hold: hold})
-	}
-}
-
-// stays reports whether the message is stored for one of these recipients.
-func (p *passage) stays(recipients []int) bool {
-	for _, n := range recipients {
-		switch p.fates[n].Action {
-		case Continue, Accept, Quarantine:
-			return true
-		}
-	}
-	return false
 }
 
 // Deliver runs the delivery stage on a message that leaves: the message as it
@@ -276,27 +266,21 @@ func (c *Chain) Deliver(ctx context.Context, d *Delivery, m message.Message) (me
 	ctx, cancel := context.WithTimeout(ctx, c.o.Deadline)
 	defer cancel()
 	m.Body().Retain()
-	p := &passage{judge: j, fates: make([]Fate, 1), lots: []*lot{{message: m, sender: d.Envelope.Sender, to: []int{0}}}}
+	live := []int{0}
+	l := &lot{message: m, sender: d.Envelope.Sender, to: live}
+	p := &passage{judge: j, fates: make([]Fate, 1), lots: []*lot{l}}
+	of := deliverySubject(d)
 	for _, i := range c.at[AtDelivery] {
-		step, l := &c.steps[i], p.lots[0]
+		step := &c.steps[i]
 		if !p.fates[0].open(step.Always) {
 			continue
 		}
-		q := &question{subject: *deliverySubject(d, l.message), delivery: d}
-		j.consult(ctx, i, q, len(d.Envelope.Recipients), func(v *Verdict) error { return p.actAtExit(l, step.Name, v) })
+		q := question{subject: of, delivery: d}
+		q.message = l.message
+		j.consult(ctx, i, q, len(d.Envelope.Recipients), func(v *Verdict, enforce bool) error { return p.act(l, step.Name, live, v, enforce) })
 	}
-	return p.lots[0].message, p.fates[0], j.trace
-}
-
-// actAtExit allows edits of the message alone: its envelope is settled.
-func (p *passage) actAtExit(l *lot, filter string, v *Verdict) error {
-	if v.Only != nil || v.Others != nil {
-		return fmt.Errorf("a verdict at the %v stage is about all recipients", AtDelivery)
-	}
-	for _, e := range v.Edits {
-		if e.Kind != EditField {
-			return fmt.Errorf("edit %q is not allowed at the %v stage", e, AtDelivery)
-		}
-	}
-	return p.act(l, filter, []int{0}, v)
+	p.giveUp(ctx, AtDelivery)
+	f := p.fates[0]
+	f.Reply = reply.For(f.Action, f.Reply)
+	return l.message, f, j.trace
 }

@@ -20,15 +20,19 @@ type Verdict struct {
 	Reason string
 	// Edits change the message or its envelope, in order, all or none.
 	Edits []Edit
-	// Body, if set, replaces the body. The chain takes over the filter's hold.
+	// Body, if set, replaces the body. The chain takes over the filter's hold,
+	// whatever becomes of the verdict: one hold for each verdict that carries it.
 	Body *message.Body
 	// Only are the recipients this verdict is about, as indexes into the
-	// transaction's envelope; nil means all that the filter was asked about.
+	// transaction's envelope; nil means all that the filter was asked about and
+	// that Others do not name, an empty slice nobody. Recipients whom no part
+	// names continue. Only the message stage has recipients to choose from.
 	Only []int
-	// Others are verdicts for recipients that Only leaves out. Each has an Only
-	// of its own and no Others.
+	// Others are verdicts for other recipients. Each has an Only of its own and
+	// no Others.
 	Others []Verdict
-	// Results and Symbols are findings for the filters that follow.
+	// Results and Symbols are findings for the filters that follow. The chain
+	// keeps a thousand of each.
 	Results []AuthResult
 	Symbols []Symbol
 }
@@ -45,7 +49,10 @@ const (
 	EditCopy                         // Copy: a further message
 )
 
-// Edit is one change that a verdict asks for.
+// Edit is one change that a verdict asks for. Edits of the head, the sender and
+// the body for some recipients split the message; those of recipients and
+// copies do not. Where the verdict refuses, puts off or discards, there is
+// nothing left to edit, and its edits do nothing.
 type Edit struct {
 	Kind    EditKind
 	Field   message.FieldEdit
@@ -58,7 +65,7 @@ func Field(e message.FieldEdit) Edit { return Edit{Kind: EditField, Field: e} }
 
 // Copy is a further message with an envelope of its own: the message as it
 // stood when the filter saw it, with fields changed. It is sent if the message
-// itself is not refused, put off or discarded for all its recipients.
+// itself is stored for one of the verdict's recipients.
 type Copy struct {
 	Envelope envelope.Envelope
 	Fields   []message.FieldEdit
@@ -92,28 +99,41 @@ func (e Edit) check() error {
 	switch e.Kind {
 	case EditField:
 		return e.Field.Check()
-	case EditSender, EditRecipient, EditAddRecipient:
+	case EditSender:
 		return checkAddress(e.Address)
+	case EditRecipient, EditAddRecipient:
+		return checkRecipient(e.Address)
 	case EditCopy:
-		if e.Copy == nil || len(e.Copy.Envelope.Recipients) == 0 {
-			return errors.New("copy without a recipient")
-		}
-		if err := checkAddress(e.Copy.Envelope.Sender); err != nil {
-			return err
-		}
-		for _, r := range e.Copy.Envelope.Recipients {
-			if err := checkAddress(r.Address); err != nil {
-				return err
-			}
-		}
-		for _, f := range e.Copy.Fields {
-			if err := f.Check(); err != nil {
-				return err
-			}
-		}
-		return nil
+		return e.Copy.check()
 	}
 	return fmt.Errorf("unknown edit %d", e.Kind)
+}
+
+func (c *Copy) check() error {
+	if c == nil || len(c.Envelope.Recipients) == 0 {
+		return errors.New("copy without a recipient")
+	}
+	if err := checkAddress(c.Envelope.Sender); err != nil {
+		return err
+	}
+	for _, r := range c.Envelope.Recipients {
+		if err := checkRecipient(r.Address); err != nil {
+			return err
+		}
+	}
+	for _, f := range c.Fields {
+		if err := f.Check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkRecipient(a string) error {
+	if a == "" {
+		return errors.New("empty recipient address")
+	}
+	return checkAddress(a)
 }
 
 func checkAddress(a string) error {
@@ -126,8 +146,28 @@ func checkAddress(a string) error {
 	return nil
 }
 
-// check looks at a whole verdict before any part of it is acted upon.
+// check looks at a whole verdict, as far as it can be judged without the
+// message, before any part of it is acted upon.
 func (v *Verdict) check(stage Stage) error {
+	if stage != AtMessage && (v.Only != nil || len(v.Others) > 0) {
+		return fmt.Errorf("verdict for some recipients at the %v stage", stage)
+	}
+	if err := v.checkPart(stage); err != nil {
+		return err
+	}
+	for i := range v.Others {
+		o := &v.Others[i]
+		if o.Only == nil || len(o.Others) > 0 {
+			return errors.New("a verdict for some recipients must name them")
+		}
+		if err := o.checkPart(stage); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (v *Verdict) checkPart(stage Stage) error {
 	if !Legal(stage, v.Action) {
 		return fmt.Errorf("verdict %v is not allowed at the %v stage", v.Action, stage)
 	}
@@ -135,6 +175,9 @@ func (v *Verdict) check(stage Stage) error {
 		return fmt.Errorf("edits are not allowed at the %v stage", stage)
 	}
 	for _, e := range v.Edits {
+		if stage == AtDelivery && e.Kind != EditField { // its envelope is settled
+			return fmt.Errorf("edit %q is not allowed at the %v stage", e, stage)
+		}
 		if err := e.check(); err != nil {
 			return err
 		}
@@ -142,61 +185,8 @@ func (v *Verdict) check(stage Stage) error {
 	return nil
 }
 
-// share is the recipients for which one of a verdict's parts speaks.
-type share struct {
-	recipients []int
-	verdict    *Verdict
-}
-
-// shares divides the recipients that a filter was asked about among the parts
-// of its verdict. Recipients that no part names continue.
-func (v *Verdict) shares(stage Stage, active []int) ([]share, error) {
-	if err := v.check(stage); err != nil {
-		return nil, err
-	}
-	if v.Only == nil && len(v.Others) == 0 {
-		return []share{{active, v}}, nil
-	}
-	left := make(map[int]bool, len(active))
-	for _, n := range active {
-		left[n] = true
-	}
-	parts := make([]share, 0, 1+len(v.Others))
-	for i := range v.Others {
-		o := &v.Others[i]
-		if o.Only == nil || o.Others != nil {
-			return nil, errors.New("a verdict for some recipients must name them")
-		}
-		if err := o.check(stage); err != nil {
-			return nil, err
-		}
-		if err := take(left, o.Only); err != nil {
-			return nil, err
-		}
-		parts = append(parts, share{o.Only, o})
-	}
-	mine := v.Only
-	if mine == nil {
-		for _, n := range active {
-			if left[n] {
-				mine = append(mine, n)
-			}
-		}
-	} else if err := take(left, mine); err != nil {
-		return nil, err
-	}
-	return append([]share{{mine, v}}, parts...), nil
-}
-
-func take(left map[int]bool, only []int) error {
-	for _, n := range only {
-		if !left[n] {
-			return fmt.Errorf("verdict about recipient %d, which the filter was not asked about, or twice", n)
-		}
-		delete(left, n)
-	}
-	return nil
-}
+// bare reports whether the verdict asks for nothing to be changed.
+func (v *Verdict) bare() bool { return len(v.Edits) == 0 && v.Body == nil }
 
 // release gives up the bodies of a verdict that is not acted upon.
 func (v *Verdict) release() {

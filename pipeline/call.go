@@ -1,0 +1,309 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/postern-mta/postern/pipeline/reply"
+)
+
+const (
+	// grace is how long a filter may take to notice that its time is over.
+	grace = 50 * time.Millisecond
+	// tidyTime is how long the instances of a session may take to close or reset.
+	tidyTime = 5 * time.Second
+	// maxOverrun is how many calls of a filter that overran their time may still
+	// go on before it is asked no more: each holds a goroutine and a body.
+	maxOverrun = 64
+)
+
+var (
+	errStuck    = errors.New("an earlier call of this filter has not ended")
+	errOverrun  = fmt.Errorf("%d calls of this filter have not ended", maxOverrun)
+	errNothing  = errors.New("filter opened nothing")
+	errNoStage  = errors.New("the filter has no such stage, though it says so")
+	errNoReturn = errors.New("the filter ended its goroutine")
+	errShadow   = errors.New("filters in shadow have used up their part of the chain's deadline")
+)
+
+// opened is a step's instance.
+type opened struct {
+	instance Instance
+	err      error // of Open, for the rest of the transaction
+	// stuck is set after a call that overran its time: the instance is that
+	// call's, for good.
+	stuck bool
+}
+
+// call is one call of a filter. It runs in a goroutine of its own, which may go
+// on when the chain has given it up; so it shares nothing that changes.
+type call struct {
+	question
+	mine     Transaction // what question.tx points to
+	exit     Delivery    // what question.delivery points to
+	chain    *Chain
+	step     *step
+	instance Instance // nil: to be opened
+	verdict  Verdict
+	openErr  error
+	err      error
+}
+
+// own gives the call a transaction and a delivery of its own, with the findings
+// so far.
+func (c *call) own(j *Judge) {
+	if c.tx != nil {
+		c.mine = *c.tx
+		c.mine.Chain = j.chain.name
+		c.mine.Results = j.results[:len(j.results):len(j.results)]
+		c.mine.Symbols = j.symbols[:len(j.symbols):len(j.symbols)]
+		c.tx = &c.mine
+	}
+	if c.delivery != nil {
+		c.exit = *c.delivery
+		c.delivery = &c.exit
+	}
+}
+
+// ask calls the filter within its time, and opens the instance first if need
+// be. A call that does not end is abandoned: it keeps its hold on the body, and
+// when it ends, what it brought is dropped and its instance closed.
+func (j *Judge) ask(ctx context.Context, i int, c *call, shadow bool) (Verdict, error) {
+	o, timeout := &j.opened[i], c.step.Timeout
+	switch {
+	case o.stuck:
+		return Verdict{}, errStuck
+	case o.err != nil:
+		return Verdict{}, o.err
+	case ctx.Err() != nil:
+		return Verdict{}, givenUp(ctx)
+	case c.step.overrun.Load() >= maxOverrun:
+		return Verdict{}, errOverrun
+	}
+	if shadow {
+		// What only watches must not use up the time of those that protect.
+		left := j.chain.o.Deadline/2 - j.idle
+		if left <= 0 {
+			return Verdict{}, errShadow
+		}
+		timeout = min(timeout, left)
+		start := time.Now()
+		defer func() { j.idle += time.Since(start) }()
+	}
+	c.instance = o.instance
+	limited, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	c.message.Body().Retain()
+	if !within(limited, func() { c.work(limited) }, c.late) {
+		o.stuck = true
+		c.step.overrun.Add(1)
+		c.log(slog.LevelWarn, "filter overran its time", slog.Duration("timeout", timeout))
+		return Verdict{}, c.tooLate(ctx, timeout, nil)
+	}
+	o.instance, o.err = c.instance, c.openErr
+	if limited.Err() != nil { // an answer that came too late never counts
+		c.verdict.release()
+		return Verdict{}, c.tooLate(ctx, timeout, c.err)
+	}
+	return c.verdict, c.err
+}
+
+func givenUp(ctx context.Context) error { return fmt.Errorf("given up: %w", context.Cause(ctx)) }
+
+func (c *call) tooLate(ctx context.Context, timeout time.Duration, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return givenUp(ctx)
+	case err != nil:
+		return fmt.Errorf("no answer within %v: %w", timeout, err)
+	}
+	return fmt.Errorf("no answer within %v", timeout)
+}
+
+// work is the call itself.
+func (c *call) work(ctx context.Context) {
+	returned := false
+	defer func() {
+		if p := recover(); p != nil {
+			c.err = c.chain.panicked(c.step.Name, c.stage.String(), p)
+		} else if !returned {
+			c.err = errNoReturn
+		}
+		if c.instance == nil {
+			c.openErr = c.err
+		}
+		c.message.Body().Release() //nolint:errcheck // the spool sweeps what is left behind
+	}()
+	if c.instance == nil {
+		if c.instance, c.err = c.step.Filter.Open(ctx, c.session); c.err == nil && c.instance == nil {
+			c.err = errNothing
+		}
+		if c.err != nil {
+			c.instance, c.err, returned = nil, fmt.Errorf("opening: %w", c.err), true
+			return
+		}
+	}
+	c.verdict, c.err = calls[c.stage](ctx, c.instance, &c.question)
+	returned = true
+}
+
+// late is the end of a call that was given up.
+func (c *call) late() {
+	c.verdict.release()
+	if c.instance != nil {
+		c.chain.closeInstance(c.step.Name, c.instance)
+	}
+	c.step.overrun.Add(-1)
+	c.log(slog.LevelInfo, "a call that overran its time has ended")
+}
+
+func (c *call) log(level slog.Level, message string, more ...slog.Attr) {
+	attrs := append([]slog.Attr{slog.String("filter", c.step.Name), slog.String("stage", c.stage.String())}, more...)
+	if c.tx != nil {
+		attrs = append(attrs, slog.String("id", c.tx.ID))
+	}
+	c.chain.o.Log.LogAttrs(context.Background(), level, message, attrs...)
+}
+
+// calls is the table from stage to the call.
+var calls = [Stages]func(context.Context, Instance, *question) (Verdict, error){
+	AtConnect: func(ctx context.Context, i Instance, q *question) (Verdict, error) {
+		if f, ok := i.(Connecter); ok {
+			return f.Connect(ctx, q.session)
+		}
+		return Verdict{}, errNoStage
+	},
+	AtHelo: func(ctx context.Context, i Instance, q *question) (Verdict, error) {
+		if f, ok := i.(Heloer); ok {
+			return f.Helo(ctx, q.session)
+		}
+		return Verdict{}, errNoStage
+	},
+	AtSender: func(ctx context.Context, i Instance, q *question) (Verdict, error) {
+		if f, ok := i.(Senderer); ok {
+			return f.Sender(ctx, q.tx)
+		}
+		return Verdict{}, errNoStage
+	},
+	AtRecipient: func(ctx context.Context, i Instance, q *question) (Verdict, error) {
+		if f, ok := i.(Recipienter); ok {
+			return f.Recipient(ctx, q.tx, q.recipient)
+		}
+		return Verdict{}, errNoStage
+	},
+	AtMessage: func(ctx context.Context, i Instance, q *question) (Verdict, error) {
+		if f, ok := i.(Messager); ok {
+			return f.Message(ctx, q.tx, q.message)
+		}
+		return Verdict{}, errNoStage
+	},
+	AtDelivery: func(ctx context.Context, i Instance, q *question) (Verdict, error) {
+		if f, ok := i.(Deliverer); ok {
+			return f.Deliver(ctx, q.delivery, q.message)
+		}
+		return Verdict{}, errNoStage
+	},
+}
+
+// within runs f in a goroutine of its own and waits for it until ctx is done,
+// and a moment longer. It reports whether f has ended; if it has not, late is
+// called when it does.
+func within(ctx context.Context, f, late func()) bool {
+	var w struct {
+		over atomic.Bool // set by the end or by the giving up, whichever comes first
+		done chan struct{}
+	}
+	w.done = make(chan struct{})
+	go func() {
+		defer func() {
+			if w.over.Swap(true) {
+				late()
+			} else {
+				close(w.done)
+			}
+		}()
+		f()
+	}()
+	select {
+	case <-w.done:
+		return true
+	case <-ctx.Done():
+	}
+	t := time.NewTimer(grace)
+	defer t.Stop()
+	select {
+	case <-w.done:
+		return true
+	case <-t.C:
+	}
+	if w.over.Swap(true) {
+		<-w.done
+		return true
+	}
+	return false
+}
+
+// panicked makes an error of a panic: one line for the trace, the stack for the
+// log.
+func (c *Chain) panicked(filter, doing string, p any) error {
+	what := reply.Clean(fmt.Sprint(p), maxReason)
+	c.o.Log.Error("filter panicked", "filter", filter, "stage", doing, "panic", what, "stack", string(debug.Stack()))
+	return fmt.Errorf("panic: %s", what)
+}
+
+// closeInstance closes an instance, from which nobody wants to hear any more.
+func (c *Chain) closeInstance(filter string, i Instance) {
+	c.tidy(filter, "close", i.Close)
+}
+
+func (c *Chain) tidy(filter, doing string, f func() error) {
+	defer func() {
+		if p := recover(); p != nil {
+			c.panicked(filter, doing, p) //nolint:errcheck // it is in the log now
+		}
+	}()
+	if err := f(); err != nil {
+		c.o.Log.Warn("filter failed to "+doing, "filter", filter, "err", err)
+	}
+}
+
+// closeAll closes the instances of a session. One that does not end is left to
+// itself.
+func (j *Judge) closeAll() {
+	ctx, cancel := context.WithTimeout(context.Background(), tidyTime)
+	defer cancel()
+	for i := range j.opened {
+		if o := &j.opened[i]; o.instance != nil && !o.stuck {
+			name := j.chain.steps[i].Name
+			if !within(ctx, func() { j.chain.closeInstance(name, o.instance) }, func() {}) {
+				j.chain.o.Log.Warn("filter does not close", "filter", name)
+			}
+		}
+	}
+}
+
+// resetAll resets the instances that want it. What could not be opened may be
+// tried again.
+func (j *Judge) resetAll() {
+	ctx, cancel := context.WithTimeout(context.Background(), tidyTime)
+	defer cancel()
+	for i := range j.opened {
+		o, name := &j.opened[i], j.chain.steps[i].Name
+		o.err = nil
+		r, ok := o.instance.(Resetter)
+		if !ok || o.stuck {
+			continue
+		}
+		instance := o.instance
+		reset := func() { j.chain.tidy(name, "reset", func() error { r.Reset(); return nil }) }
+		if !within(ctx, reset, func() { j.chain.closeInstance(name, instance) }) {
+			o.stuck = true
+			j.chain.o.Log.Warn("filter does not reset", "filter", name)
+		}
+	}
+}

@@ -1,0 +1,109 @@
+package pipeline
+
+import (
+	"github.com/postern-mta/postern/pipeline/envelope"
+	"github.com/postern-mta/postern/pipeline/reply"
+)
+
+// maxHolds bounds for how many different reasons one lot's recipients are held
+// apart. Those beyond are held for the last of these.
+const maxHolds = 16
+
+// collect fills in what is to be stored.
+func (p *passage) collect(o *Outcome) {
+	origin := OriginOf(p.tx.Session, p.tx)
+	origin.Chain, origin.Generation = p.judge.chain.name, p.judge.chain.o.Generation
+	origin.Results, origin.Trace = o.Results, o.Trace
+	in := make([]int32, len(p.fates)) // 1 + in which Outgoing a recipient is; 0 none
+	for _, l := range p.lots {
+		p.collectLot(o, l, origin, in)
+	}
+	for _, a := range p.additions {
+		if i := o.joins(a, in); i >= 0 {
+			e := &o.Outgoing[i].Envelope
+			for _, address := range a.addresses {
+				e.Recipients = append(e.Recipients, envelope.Recipient{Address: address})
+			}
+		}
+	}
+	for _, c := range p.copies {
+		if p.stays(c.of) {
+			o.Outgoing = append(o.Outgoing, Outgoing{Envelope: c.envelope, Message: c.message, Origin: origin, Copy: true})
+		}
+	}
+}
+
+// collectLot makes one Outgoing of a lot's recipients that are delivered, and
+// one for each reason to hold.
+func (p *passage) collectLot(o *Outcome, l *lot, origin Origin, in []int32) {
+	first := len(o.Outgoing)
+	for k, n := range l.to {
+		f := &p.fates[n]
+		if !stores(f.Action) {
+			continue
+		}
+		hold := ""
+		if f.Action == Quarantine {
+			hold = f.Filter + ": " + reply.Clean(f.Reason, maxReason)
+		}
+		i := o.group(first, hold)
+		if i < 0 {
+			i = len(o.Outgoing)
+			e := p.tx.Envelope
+			e.Sender, e.Recipients = l.sender, make([]envelope.Recipient, 0, len(l.to)-k)
+			if i > first {
+				e.Recipients = nil // the few who differ from the first
+			}
+			o.Outgoing = append(o.Outgoing, Outgoing{Envelope: e, Message: l.message, Origin: origin, Hold: hold})
+		}
+		in[n] = int32(i) + 1
+		if n < len(p.tx.Envelope.Recipients) {
+			e := &o.Outgoing[i].Envelope
+			e.Recipients = append(e.Recipients, p.recipient(n))
+		}
+	}
+}
+
+// group finds the lot's Outgoing for a reason to hold, -1 if a new one is due.
+func (o *Outcome) group(first int, hold string) int {
+	holds, last := 0, -1
+	for i := first; i < len(o.Outgoing); i++ {
+		if o.Outgoing[i].Hold == hold {
+			return i
+		}
+		if o.Outgoing[i].Hold != "" {
+			holds, last = holds+1, i
+		}
+	}
+	if hold != "" && holds >= maxHolds {
+		return last
+	}
+	return -1
+}
+
+// joins finds the Outgoing that added recipients go with: one that is
+// delivered, rather than one that is held; -1 if none of those whose fate they
+// share is stored.
+func (o *Outcome) joins(a addition, in []int32) int {
+	held := -1
+	for _, n := range a.of {
+		switch i := int(in[n]) - 1; {
+		case i < 0:
+		case o.Outgoing[i].Hold == "":
+			return i
+		case held < 0:
+			held = i
+		}
+	}
+	return held
+}
+
+// stays reports whether the message is stored for one of these recipients.
+func (p *passage) stays(recipients []int) bool {
+	for _, n := range recipients {
+		if stores(p.fates[n].Action) {
+			return true
+		}
+	}
+	return false
+}

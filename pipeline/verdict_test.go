@@ -1,0 +1,145 @@
+package pipeline
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/postern-mta/postern/pipeline/envelope"
+	"github.com/postern-mta/postern/pipeline/message"
+	"github.com/postern-mta/postern/pipeline/reply"
+)
+
+// TestLegal holds the table of actions against the design: before there is an
+// envelope nothing can be discarded, before there is a message nothing
+// quarantined, and at the exit nothing is dropped without a word.
+func TestLegal(t *testing.T) {
+	const want = `
+            continue accept reject defer discard quarantine
+connect     yes      yes    yes    yes   -       -
+helo        yes      yes    yes    yes   -       -
+sender      yes      yes    yes    yes   yes     -
+recipient   yes      yes    yes    yes   yes     -
+message     yes      yes    yes    yes   yes     yes
+delivery    yes      yes    yes    yes   -       yes
+`
+	var b strings.Builder
+	fmt.Fprintf(&b, "\n%-11s", "")
+	for a := Continue; int(a) < reply.Actions; a++ {
+		b.WriteString(" " + a.String())
+	}
+	b.WriteString("\n")
+	for s := AtConnect; int(s) < Stages; s++ {
+		line := fmt.Sprintf("%-11s", s)
+		for a := Continue; int(a) < reply.Actions; a++ {
+			word := "-"
+			if Legal(s, a) {
+				word = "yes"
+			}
+			line += fmt.Sprintf(" %-*s", len(a.String()), word)
+		}
+		b.WriteString(strings.TrimRight(line, " ") + "\n")
+	}
+	if got := b.String(); got != want {
+		t.Errorf("legal actions:\n%s\nwant:\n%s", got, want)
+	}
+	if Legal(Stage(99), Continue) || Legal(AtMessage, Action(99)) {
+		t.Error("a stage or an action that there is not is legal")
+	}
+}
+
+// TestIllegal has a filter break each rule for verdicts; each is the filter's
+// error, and then on_error's.
+func TestIllegal(t *testing.T) {
+	long := strings.Repeat("a", envelope.MaxAddress+1)
+	tests := []struct {
+		name  string
+		stage Stage
+		v     Verdict
+		err   string
+	}{
+		{"discard at connect", AtConnect, Verdict{Action: Discard}, "not allowed at the connect stage"},
+		{"quarantine at recipient", AtRecipient, Verdict{Action: Quarantine}, "not allowed at the recipient stage"},
+		{"no action", AtMessage, Verdict{Action: 77}, "verdict invalid"},
+		{"edit at sender", AtSender, Verdict{Edits: []Edit{addField("X-A", "b")}}, "edits are not allowed"},
+		{"only at recipient", AtRecipient, Verdict{Action: Reject, Only: []int{0}}, "for some recipients at the recipient stage"},
+		{"others at helo", AtHelo, Verdict{Others: []Verdict{{Only: []int{0}}}}, "for some recipients at the helo stage"},
+		{"others without only", AtMessage, Verdict{Others: []Verdict{{Action: Reject}}}, "must name them"},
+		{"others in others", AtMessage, Verdict{Others: []Verdict{{Only: []int{0}, Others: []Verdict{{Only: []int{1}}}}}}, "must name them"},
+		{"others illegal", AtMessage, Verdict{Others: []Verdict{{Only: []int{0}, Action: 77}}}, "verdict invalid"},
+		{"unknown recipient", AtMessage, Verdict{Action: Reject, Only: []int{2}}, "about recipient 2"},
+		{"negative recipient", AtMessage, Verdict{Action: Reject, Only: []int{-1}}, "about recipient -1"},
+		{"recipient twice", AtMessage, Verdict{Only: []int{0}, Others: []Verdict{{Only: []int{0}}}}, "about recipient 0"},
+		{"recipient twice in one", AtMessage, Verdict{Only: []int{1, 1}}, "about recipient 1"},
+		{"unknown edit", AtMessage, Verdict{Edits: []Edit{{Kind: 99}}}, "unknown edit"},
+		{"field name", AtMessage, Verdict{Edits: []Edit{addField("X A", "b")}}, "field name"},
+		{"field value", AtMessage, Verdict{Edits: []Edit{addField("X-A", "b\nTo: me")}}, "does not continue"},
+		{"second edit", AtMessage, Verdict{Edits: []Edit{addField("X-A", "b"), addField("", "")}}, "field name"},
+		{"sender", AtMessage, Verdict{Edits: []Edit{{Kind: EditSender, Address: "a\nb"}}}, "control character"},
+		{"long sender", AtMessage, Verdict{Edits: []Edit{{Kind: EditSender, Address: long}}}, "1003 bytes"},
+		{"empty recipient", AtMessage, Verdict{Edits: []Edit{{Kind: EditRecipient}}}, "empty recipient"},
+		{"empty added recipient", AtMessage, Verdict{Edits: []Edit{{Kind: EditAddRecipient}}}, "empty recipient"},
+		{"copy of nothing", AtMessage, Verdict{Edits: []Edit{{Kind: EditCopy}}}, "without a recipient"},
+		{"copy to nobody", AtMessage, Verdict{Edits: []Edit{{Kind: EditCopy, Copy: &Copy{}}}}, "without a recipient"},
+		{"copy to NUL", AtMessage, Verdict{Edits: []Edit{copyTo("a\x00b")}}, "control character"},
+		{"copy's sender", AtMessage, Verdict{Edits: []Edit{{Kind: EditCopy, Copy: &Copy{Envelope: envelope.To("\r", "a")}}}}, "control character"},
+		{"copy's field", AtMessage, Verdict{Edits: []Edit{copyTo("a", message.FieldEdit{Name: ":"})}}, "field name"},
+	}
+	for _, test := range tests {
+		for _, onError := range []OnError{ErrorDefers, ErrorContinues} {
+			for _, mode := range []Mode{Enforce, Shadow} {
+				t.Run(fmt.Sprintf("%s/%v/%v", test.name, onError, mode), func(t *testing.T) {
+					var spool memorySpool
+					f := at(test.stage, func(asked) (Verdict, error) {
+						v := test.v
+						v.Body = spool.body(t, "new\n")
+						v.Others = append([]Verdict(nil), v.Others...)
+						for i := range v.Others {
+							v.Others[i].Body = spool.body(t, "new\n")
+						}
+						return v, nil
+					})
+					c := newChain(t, ChainOptions{}, Step{Filter: f, OnError: onError, Mode: mode})
+					runWith(t, context.Background(), &spool, c, txTo(rcpts(2)...), func(o *Outcome) {
+						want := Continue
+						if mode == Enforce && onError == ErrorDefers {
+							want = Defer
+						}
+						for n, f := range o.Fates {
+							if f.Action != want {
+								t.Errorf("recipient %d: %v, want %v", n, f.Action, want)
+							}
+						}
+						if want == Continue && outgoing(o) != "a@example.org -> r0@example.org r1@example.org\n" {
+							t.Errorf("outgoing %s", outgoing(o))
+						}
+						e := entries(o.Trace, "f0", test.stage)
+						if len(e) != 1 || !strings.Contains(e[0].Err, test.err) && !strings.Contains(e[0].Err, "edits are not allowed") || len(e[0].Edits) > 0 {
+							t.Errorf("trace %+v, want error %q", e, test.err)
+						}
+					})
+				})
+			}
+		}
+	}
+}
+
+func TestEditString(t *testing.T) {
+	for _, test := range []struct {
+		edit Edit
+		want string
+	}{
+		{addField("X-A", "b"), "add X-A: b"},
+		{Edit{Kind: EditSender, Address: "a\nb"}, "sender <a b>"},
+		{Edit{Kind: EditRecipient, Address: "a"}, "recipient <a>"},
+		{Edit{Kind: EditAddRecipient, Address: "a"}, "add recipient <a>"},
+		{copyTo("a"), "copy to <a> from <>"},
+		{Edit{Kind: EditCopy}, "copy of nothing"},
+		{Edit{Kind: 99}, "invalid"},
+	} {
+		if got := test.edit.String(); got != test.want {
+			t.Errorf("%q, want %q", got, test.want)
+		}
+	}
+}
