@@ -1,0 +1,193 @@
+package config
+
+import (
+	"errors"
+	"log/slog"
+	"reflect"
+	"strconv"
+	"time"
+
+	"github.com/postern-mta/postern/pipeline"
+	"github.com/postern-mta/postern/pipeline/ingress/handoff/wire"
+	"github.com/postern-mta/postern/pipeline/message"
+)
+
+// The defaults of places.
+const (
+	DefaultControl     = "/var/qmail/control"
+	DefaultState       = "/var/lib/postern"
+	DefaultQueueSocket = "/run/postern/queue.sock"
+	DefaultAdminSocket = "/run/postern/admin.sock"
+)
+
+// The chains with a meaning of their own.
+const (
+	// InboundChain is the chain of a listener that names none.
+	InboundChain = "inbound"
+	// DeliveryChain is for messages that leave; no listener may name it.
+	DeliveryChain = "delivery"
+)
+
+// The values of next that are no path.
+const (
+	NextQueue   = "queue"   // our own queue
+	NextDiscard = "discard" // nowhere: for measuring
+)
+
+// Settings is the configuration file with its defaults filled in. The doc and
+// unset tags of its fields are the manual; Reference gives them as a list.
+// Paths are absolute.
+type Settings struct {
+	// Hostname is our name.
+	Hostname string `toml:"hostname" doc:"the name of this host, for greetings, Received fields and reports" unset:"control/me, else the system's host name"`
+	// Control is the qmail control directory, "" for none.
+	Control string `toml:"control" path:"dir" doc:"qmail's control directory, whose files are read as defaults; an empty text means none" unset:"/var/qmail/control if it is there"`
+	// Trusted are the users whose word about a connection is believed.
+	Trusted []User `toml:"trusted" doc:"users, by name or uid, whose environment (TCPREMOTEIP, RELAYCLIENT and so on) is believed when they call qmail-queue; anybody else is a local user" unset:"those of root, qmaild, alias and vpopmail that exist"`
+	// State is the folder for what must outlive a restart.
+	State string `toml:"state" path:"dir" doc:"the folder for spool, secret and kept copies; it belongs to one daemon"`
+	// Domains are those that strangers may send to.
+	Domains []string `toml:"domains" doc:"the domains that mail is taken for; .example.org means every domain below example.org. In place of the lists in the control directory" unset:"control/rcpthosts and morercpthosts; control/locals and virtualdomains are ours too"`
+
+	Log    Log    `toml:"log" doc:"the log"`
+	Limits Limits `toml:"limits" doc:"bounds of what is taken in"`
+	Admin  Admin  `toml:"admin" doc:"the operator's door"`
+	// Listen are the entrances, by name.
+	Listen map[string]*Listen `toml:"listen" keys:"names" doc:"the entrances, each a table with a name" unset:"one entrance, [listen.queue]"`
+	// Chain has the names of the filters of each chain, in order.
+	Chain map[string][]string `toml:"chain" keys:"names" doc:"the chains: for each the names of its filters, in their order. The one called delivery is for messages that leave" unset:"inbound, with tap if there is a control/taps, else without filters"`
+	// ChainOptions is what chains have besides their filters.
+	ChainOptions map[string]*ChainOptions `toml:"chain_options" keys:"names" doc:"what a chain has besides its filters, a table for each"`
+	// Filter are the filters' tables, by name; a filter that a chain names and
+	// that has no table is in here too.
+	Filter map[string]*Filter `toml:"filter" keys:"names" doc:"the filters, each a table with a name that chains use"`
+}
+
+// Log is the table [log].
+type Log struct {
+	Format string `toml:"format" oneof:"text|json" doc:"text (key=value) or json, one line for each event, to standard error"`
+	Level  string `toml:"level" oneof:"debug|info|warn|error" doc:"the least level that is written"`
+}
+
+// Limits is the table [limits]. A message that is over a limit is refused
+// before it is judged.
+type Limits struct {
+	Recipients int   `toml:"recipients" min:"1" doc:"the most recipients of one message"`
+	Message    int64 `toml:"message" unit:"bytes" min:"0" doc:"the longest message; 0 is no limit" unset:"control/databytes, else no limit"`
+	Head       int64 `toml:"head" unit:"bytes" min:"1024" doc:"the longest head of a message"`
+	Fields     int   `toml:"fields" min:"1" doc:"the most header fields of a message"`
+	Sessions   int   `toml:"sessions" min:"1" doc:"the most sessions at one time, over all entrances; further callers are put off"`
+}
+
+// Admin is the table [admin].
+type Admin struct {
+	Socket string `toml:"socket" path:"file" doc:"the Unix socket of the operator's commands; only root and the daemon's user may use it"`
+}
+
+// Listen is a table [listen.NAME].
+type Listen struct {
+	// Name is the table's.
+	Name string
+
+	Socket     string        `toml:"socket" path:"file" doc:"the Unix socket that the qmail-queue shim calls: this makes the entrance one for the shim" unset:"/run/postern/queue.sock for [listen.queue]"`
+	SocketMode string        `toml:"socket_mode" doc:"who may call, as the socket's permissions in octal"`
+	Address    string        `toml:"address" doc:"host:port or :port to listen on: this makes the entrance an SMTP server (not in this version)"`
+	Chain      string        `toml:"chain" doc:"the chain for what comes in" unset:"inbound"`
+	Local      string        `toml:"local" doc:"the chain for callers that are not trusted: local users, cron, bounces" unset:"the same as chain"`
+	Next       string        `toml:"next" doc:"where a message goes that the chain lets through: the path of the site's own qmail-queue, queue (ours) or discard (nowhere, for measuring)" unset:"queue, where the queue is built in"`
+	NextMode   wire.Mode     `toml:"next_mode" doc:"exec: the shim becomes the next program, which saves a process; wait: it waits, so that the log has the program's exit code. A message with copies is always waited for"`
+	Lines      message.Lines `toml:"lines" doc:"what becomes of carriage returns and NUL bytes: repair, refuse, or keep" unset:"repair where next is queue, else keep"`
+	Dialect    wire.Dialect  `toml:"dialect" doc:"how the caller's qmail wants a refusal worded: auto, netqmail (fd 4), notqmail (fd 6), sagredo (fd 4 or ERROR_FD), indimail (fd 2 or ERROR_FD, exit 88), none (plain exit codes, as for mailfront)"`
+	Slow       time.Duration `toml:"slow" doc:"how long the shim waits for an answer once it has handed the message over; longer than the deadline of its chains" unset:"a minute more than that deadline"`
+
+	mode uint32
+}
+
+// Mode is the permissions of the socket.
+func (l *Listen) Mode() uint32 { return l.mode }
+
+func (l *Listen) prepare() { *l = Listen{SocketMode: "0666"} }
+
+// ChainOptions is a table [chain_options.NAME].
+type ChainOptions struct {
+	Deadline time.Duration  `toml:"deadline" doc:"the longest that all filters together may take at the message stage; then the sender is told to try again"`
+	Mixed    pipeline.Mixed `toml:"mixed" doc:"the answer where some recipients accept and others refuse: bounce stores it for those who accept and reports the others, reject refuses it for all, auto is reject for strangers and bounce for our own users"`
+}
+
+func (o *ChainOptions) prepare() { o.Deadline = pipeline.DefaultDeadline }
+
+// Filter is a table [filter.NAME]: the keys that every filter has. The keys of
+// its kind are in Reference.
+type Filter struct {
+	// Name is the table's.
+	Name string
+
+	Kind    string            `toml:"kind" doc:"the kind of filter" unset:"the table's name"`
+	When    string            `toml:"when" doc:"a rule that must match for the filter to run, like size < 50 * MB" unset:"always"`
+	Timeout time.Duration     `toml:"timeout" doc:"the longest that one call of the filter may take"`
+	OnError *pipeline.OnError `toml:"on_error" doc:"what becomes of a message when the filter fails: defer puts it off, continue goes on without the filter" unset:"by kind"`
+	Always  *bool             `toml:"always" doc:"run even where an earlier filter has accepted the message" unset:"by kind"`
+	Mode    pipeline.Mode     `toml:"mode" doc:"enforce; shadow: it runs and is logged but decides nothing; or off"`
+
+	own     *node // the kind's keys
+	written bool  // it has a table
+}
+
+func (f *Filter) prepare() { *f = Filter{Timeout: pipeline.DefaultTimeout, written: true} }
+
+func (f *Filter) keep(others *node) { f.own = others }
+
+// defaults are the settings of an empty file, as far as they depend on nothing.
+func defaults() Settings {
+	return Settings{
+		State:  DefaultState,
+		Log:    Log{Format: "text", Level: "info"},
+		Limits: Limits{Recipients: 100_000, Head: message.DefaultMaxHead, Fields: message.DefaultMaxFields, Sessions: 500},
+		Admin:  Admin{Socket: DefaultAdminSocket},
+	}
+}
+
+// SlogLevel is the least level that is written.
+func (l Log) SlogLevel() slog.Level { return logLevels[l.Level] }
+
+// User is somebody in the list of trusted users.
+type User struct {
+	Name string // as it is written: a name or a uid
+	UID  uint32
+}
+
+// String is the user as it would be written.
+func (u User) String() string {
+	if u.Name == "" || u.Name == strconv.FormatUint(uint64(u.UID), 10) {
+		return strconv.FormatUint(uint64(u.UID), 10)
+	}
+	return strconv.Quote(u.Name)
+}
+
+func (User) wants() string { return "a user's name or uid" }
+
+// UnmarshalText keeps the name: only Load can look it up.
+func (u *User) UnmarshalText(text []byte) error {
+	if len(text) == 0 || len(text) > 256 {
+		return errors.New("write a user's name or uid")
+	}
+	u.Name = string(text)
+	return nil
+}
+
+// later are the tables of versions to come, with what to say about them.
+var later = map[string]string{
+	"site":   "limits for each destination come with the queue",
+	"queue":  "the queue is not in this version",
+	"bounce": "bounces come with the queue",
+}
+
+// topLevel are the keys that stand before the first table.
+func topLevel(key string) bool {
+	for _, f := range fieldsOf(reflect.TypeFor[Settings]()) {
+		if f.name == key {
+			return f.wanted(f.typ) != "a table"
+		}
+	}
+	return false
+}
