@@ -1,0 +1,322 @@
+package smtp
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Timeouts bound how long a Client waits. Zero fields mean the times of RFC 5321
+// §4.5.3.2. Each is for one reply or one write, whole: a peer that sends a byte
+// now and then gains nothing.
+type Timeouts struct {
+	// Greeting, Hello, Mail, Rcpt are for the replies to the connection, to EHLO
+	// and HELO, to MAIL and RSET, and to each RCPT; 5 min.
+	Greeting, Hello, Mail, Rcpt time.Duration
+	// Data is for the 354; 2 min.
+	Data time.Duration
+	// Write is for each write of up to 16 KiB; 3 min.
+	Write time.Duration
+	// Dot is for the reply to the final dot; 10 min. Shorter ones make duplicates.
+	Dot time.Duration
+	// Quit is for the reply to QUIT, on which nothing depends; 5 s.
+	Quit time.Duration
+}
+
+func (t Timeouts) filled() Timeouts {
+	for _, x := range []struct {
+		d   *time.Duration
+		def time.Duration
+	}{
+		{&t.Greeting, 5 * time.Minute},
+		{&t.Hello, 5 * time.Minute},
+		{&t.Mail, 5 * time.Minute},
+		{&t.Rcpt, 5 * time.Minute},
+		{&t.Data, 2 * time.Minute},
+		{&t.Write, 3 * time.Minute},
+		{&t.Dot, 10 * time.Minute},
+		{&t.Quit, 5 * time.Second},
+	} {
+		if *x.d <= 0 {
+			*x.d = x.def
+		}
+	}
+	return t
+}
+
+// ClientOptions of NewClient.
+type ClientOptions struct {
+	// Hello is the name given in EHLO; default "localhost".
+	Hello string
+	// Timeouts of every wait.
+	Timeouts Timeouts
+	// LockStep never pipelines, whatever the server offers.
+	LockStep bool
+	// Buffers are shared by clients; nil means buffers of its own.
+	Buffers *Buffers
+}
+
+// Buffers keeps the memory that a Client needs only while it sends a message,
+// so that idle connections do without. It is safe for concurrent use; its zero
+// value is ready.
+type Buffers struct{ pool sync.Pool }
+
+const (
+	readBuffer  = 2 << 10
+	writeBuffer = 16 << 10
+)
+
+type buffers struct {
+	w *bufio.Writer
+	b []byte // for reading a message that does not write itself
+}
+
+func (b *Buffers) get(w io.Writer) *buffers {
+	got, ok := b.pool.Get().(*buffers)
+	if !ok {
+		got = &buffers{w: bufio.NewWriterSize(nil, writeBuffer)}
+	}
+	got.w.Reset(w)
+	return got
+}
+
+func (b *Buffers) put(used *buffers) {
+	used.w.Reset(nil)
+	b.pool.Put(used)
+}
+
+// Client speaks to one server over one connection. It is for one goroutine.
+//
+// The order of calls is Greet, Hello, then Transaction any number of times,
+// then Quit or Close. (STARTTLS and AUTH will stand behind Hello: the first
+// resets the Reader, puts the TLS connection in conn's place and says Hello
+// again.) Once a call has failed, Usable tells whether another may follow.
+// A context that ends breaks off what is waited for, and the connection is of no
+// use then.
+type Client struct {
+	conn   net.Conn
+	o      ClientOptions
+	r      *Reader
+	caps   Capabilities
+	line   []byte // commands not yet written
+	ready  bool   // EHLO or HELO was answered
+	broken bool
+	dirty  bool // RSET is due
+	ctx    context.Context
+}
+
+// NewClient makes a client of a connection, which it will close.
+func NewClient(conn net.Conn, o ClientOptions) *Client {
+	o.Timeouts = o.Timeouts.filled()
+	if o.Hello == "" {
+		o.Hello = "localhost"
+	}
+	if o.Buffers == nil {
+		o.Buffers = new(Buffers)
+	}
+	return &Client{conn: conn, o: o, r: NewReader(conn, readBuffer)}
+}
+
+// Capabilities are what the server offered in its answer to EHLO.
+func (c *Client) Capabilities() Capabilities { return c.caps }
+
+// Usable reports whether the connection can carry another message.
+func (c *Client) Usable() bool { return c.ready && !c.broken }
+
+// Close closes the connection without a word.
+func (c *Client) Close() error {
+	c.broken = true
+	return c.conn.Close()
+}
+
+// watch makes the end of ctx break off every read and write until the function
+// returned is called.
+func (c *Client) watch(ctx context.Context) func() {
+	c.ctx = ctx
+	stop := context.AfterFunc(ctx, func() { c.conn.SetDeadline(time.Unix(1, 0)) }) //nolint:errcheck // a closed connection is broken off already
+	return func() {
+		if !stop() {
+			c.broken = true
+		}
+	}
+}
+
+// write writes to the connection, each piece under a deadline of its own: a
+// long line must not have to go out faster than a short one.
+func (c *Client) write(p []byte) (written int, err error) {
+	for {
+		if err := c.conn.SetWriteDeadline(time.Now().Add(c.o.Timeouts.Write)); err != nil {
+			return written, err
+		}
+		if err := c.ctx.Err(); err != nil { // it ended before the deadline was set
+			return written, err
+		}
+		n, err := c.conn.Write(p[:min(len(p), writeBuffer)])
+		if written += n; err != nil || n == len(p) {
+			return written, err
+		}
+		p = p[n:]
+	}
+}
+
+// wire is the connection as the client's buffers see it.
+type wire struct{ c *Client }
+
+func (w wire) Write(p []byte) (int, error) { return w.c.write(p) }
+
+// fail makes an Error; without an answer the connection is of no use.
+func (c *Client) fail(phase Phase, rep Reply, err error) *Error {
+	if err != nil || rep.Code == 421 {
+		c.broken = true
+	}
+	if cause := context.Cause(c.ctx); err != nil && cause != nil {
+		err = fmt.Errorf("%w (%w)", cause, err)
+	}
+	return &Error{Phase: phase, Reply: rep, Err: err}
+}
+
+// flush writes the commands collected in c.line.
+func (c *Client) flush(phase Phase) *Error {
+	if len(c.line) == 0 {
+		return nil
+	}
+	_, err := c.write(c.line)
+	c.line = c.line[:0]
+	if err == nil {
+		return nil
+	}
+	return c.late(phase, err)
+}
+
+// late looks for an answer that the server gave before it stopped reading, such
+// as a 421, and makes an Error of it or of the failed write.
+func (c *Client) late(phase Phase, err error) *Error {
+	if rep, e := c.read(min(c.o.Timeouts.Quit, time.Second)); e == nil && rep.Code >= 400 {
+		c.broken = true
+		return &Error{Phase: phase, Reply: rep, Err: err}
+	}
+	return c.fail(phase, Reply{}, err)
+}
+
+func (c *Client) read(timeout time.Duration) (Reply, error) {
+	if err := c.conn.SetReadDeadline(time.Now().Add(timeout)); err != nil {
+		return Reply{}, err
+	}
+	if err := c.ctx.Err(); err != nil {
+		return Reply{}, err
+	}
+	rep, err := c.r.ReadReply()
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return rep, err
+}
+
+// reply reads a reply that must come.
+func (c *Client) reply(phase Phase, timeout time.Duration) (Reply, *Error) {
+	rep, err := c.read(timeout)
+	if err != nil {
+		return Reply{}, c.fail(phase, Reply{}, err)
+	}
+	if rep.Code == 421 {
+		c.broken = true
+	}
+	return rep, nil
+}
+
+// ask sends one command and reads its reply.
+func (c *Client) ask(phase Phase, timeout time.Duration, command string) (Reply, *Error) {
+	c.line = append(append(c.line, command...), '\r', '\n')
+	if err := c.flush(phase); err != nil {
+		return Reply{}, err
+	}
+	return c.reply(phase, timeout)
+}
+
+// Greet waits for the greeting. Anything but 220 is an Error.
+func (c *Client) Greet(ctx context.Context) (Reply, error) {
+	defer c.watch(ctx)()
+	rep, err := c.reply(Greeting, c.o.Timeouts.Greeting)
+	if err != nil {
+		return Reply{}, err
+	}
+	if rep.Code != 220 {
+		return rep, c.fail(Greeting, rep, nil)
+	}
+	return rep, nil
+}
+
+// Hello says EHLO, and HELO if the server does not know that (RFC 5321 §3.2).
+func (c *Client) Hello(ctx context.Context) (Reply, error) {
+	defer c.watch(ctx)()
+	if !validHello(c.o.Hello) {
+		return Reply{}, c.fail(Hello, Reply{}, fmt.Errorf("name %q cannot be given in EHLO", c.o.Hello))
+	}
+	rep, err := c.ask(Hello, c.o.Timeouts.Hello, "EHLO "+c.o.Hello)
+	if err != nil {
+		return Reply{}, err
+	}
+	if rep.Code == 250 {
+		c.caps, c.ready = ParseCapabilities(rep), true
+		return rep, nil
+	}
+	if rep.Code/100 == 5 {
+		c.caps = Capabilities{}
+		if rep, err = c.ask(Hello, c.o.Timeouts.Hello, "HELO "+c.o.Hello); err != nil {
+			return Reply{}, err
+		}
+		if rep.Code == 250 {
+			c.ready = true
+			return rep, nil
+		}
+	}
+	return rep, c.fail(Hello, rep, nil)
+}
+
+func validHello(name string) bool {
+	return name != "" && len(name) <= maxDomain && strings.IndexFunc(name, func(r rune) bool { return r <= ' ' || r >= 0x7f }) < 0
+}
+
+// Reset says RSET, which makes a connection ready for the next message whatever
+// came before. Transaction does it by itself where it is due.
+func (c *Client) Reset(ctx context.Context) error {
+	defer c.watch(ctx)()
+	if err := c.reset(); err != nil {
+		return err
+	}
+	return nil
+}
+
+func (c *Client) reset() *Error {
+	rep, err := c.ask(After, c.o.Timeouts.Mail, "RSET")
+	if err != nil {
+		return err
+	}
+	if rep.Code/100 != 2 {
+		c.broken = true
+		return c.fail(After, rep, nil)
+	}
+	c.dirty = false
+	return nil
+}
+
+// Quit says QUIT, waits a moment for the answer, and closes the connection. An
+// error says only that the parting was not a fine one.
+func (c *Client) Quit(ctx context.Context) error {
+	defer c.conn.Close()
+	if c.broken {
+		return nil
+	}
+	defer c.watch(ctx)()
+	c.broken = true
+	if _, err := c.ask(After, c.o.Timeouts.Quit, "QUIT"); err != nil {
+		return err
+	}
+	return nil
+}

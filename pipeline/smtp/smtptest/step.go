@@ -1,0 +1,128 @@
+package smtptest
+
+import (
+	"strings"
+	"time"
+)
+
+// At is a point in a conversation.
+type At uint8
+
+// The points at which a Step can act, in the order of a conversation.
+const (
+	Connect At = iota // before the greeting
+	Hello             // at EHLO or HELO
+	Mail              // at MAIL
+	Rcpt              // at RCPT
+	Data              // at DATA, before the 354; at the first BDAT
+	Body              // within the message, when Step.Bytes of it were read
+	Dot               // after the final dot, before the answer to it
+	After             // after the answer to the final dot
+	Reset             // at RSET
+	Quit              // at QUIT
+)
+
+var atNames = [...]string{"connect", "hello", "mail", "rcpt", "data", "body", "dot", "after", "reset", "quit"}
+
+// String is the point's word.
+func (a At) String() string {
+	if int(a) < len(atNames) {
+		return atNames[a]
+	}
+	return "invalid"
+}
+
+// ParseAt is the inverse of String.
+func ParseAt(s string) (At, bool) {
+	for a, name := range atNames {
+		if s == name {
+			return At(a), true
+		}
+	}
+	return 0, false
+}
+
+// End is how a conversation is broken off.
+type End uint8
+
+// The ends of a conversation.
+const (
+	GoOn      End = iota // it goes on
+	Close                // the connection is closed
+	Abort                // the connection is reset
+	HalfClose            // the server stops writing and reads on
+	Hole                 // the server says nothing more and reads on
+	Stall                // the server neither writes nor reads: the window closes
+	Endless              // the server writes Step.Raw until the client goes away
+)
+
+var endNames = [...]string{"go-on", "close", "reset", "half-close", "hole", "stall", "endless"}
+
+// String is the end's word.
+func (e End) String() string {
+	if int(e) < len(endNames) {
+		return endNames[e]
+	}
+	return "invalid"
+}
+
+// ParseEnd is the inverse of String.
+func ParseEnd(s string) (End, bool) {
+	for e, name := range endNames {
+		if s == name {
+			return End(e), true
+		}
+	}
+	return 0, false
+}
+
+// Step is one way in which the server misbehaves, or merely says no.
+type Step struct {
+	At At
+	// Match limits the step: to an address or "@domain" at Mail and Rcpt, to a verb
+	// at Hello. "" matches everything.
+	Match string
+	// Skip is how many times the point is passed before the step acts, Times how
+	// often it acts, 0 being always; over all connections.
+	Skip, Times int
+	// Delay is waited first.
+	Delay time.Duration
+	// Reply is said in place of the usual answer, its lines separated by LF:
+	// "450 4.2.1 later". The last line's code is what it means.
+	Reply string
+	// Raw is written as it stands in place of an answer.
+	Raw string
+	// Bytes of the message are read before a step at Body acts.
+	Bytes int64
+	// End is what follows. A conversation that ends without Reply or Raw ends
+	// without an answer.
+	End End
+}
+
+func (s *Step) matches(at At, what string) bool {
+	if s.At != at {
+		return false
+	}
+	if s.Match == "" || strings.EqualFold(s.Match, what) {
+		return true
+	}
+	return s.Match[0] == '@' && len(what) > len(s.Match) && strings.EqualFold(what[len(what)-len(s.Match):], s.Match)
+}
+
+// lines is the reply as it goes over the wire, and its code.
+func lines(reply string) (wire string, code int) {
+	all := strings.Split(reply, "\n")
+	var b strings.Builder
+	for i, line := range all {
+		if i < len(all)-1 && len(line) > 3 {
+			line = line[:3] + "-" + line[4:]
+		}
+		b.WriteString(line)
+		b.WriteString("\r\n")
+	}
+	last := all[len(all)-1]
+	for i := 0; i < 3 && i < len(last); i++ {
+		code = 10*code + int(last[i]-'0')
+	}
+	return b.String(), code
+}
