@@ -107,7 +107,9 @@ type Hold struct {
 }
 
 // Put is a message to be stored, with its body unless another Put of the same
-// batch brings it (Message.Body.Of).
+// batch brings it (Message.Body.Of; 0 means its own). Its ID comes from NewID
+// and is used once; it has a recipient. Apply fills in the rest of
+// Message.Body.
 type Put struct {
 	Message Message
 	// Body is read while the batch is applied. A body that lies in a file of the
@@ -129,7 +131,9 @@ type SetHold struct {
 	Hold *Hold
 }
 
-// Batch is changes that are made together.
+// Batch is changes that are made together. States, Removes and Holds of
+// messages that are gone are passed over: a delivery may end after an operator
+// has deleted its message.
 type Batch struct {
 	Puts   []Put
 	States []SetState
@@ -162,7 +166,7 @@ type Store interface {
 	// Reader gives a consistent view, which the caller closes soon.
 	Reader() (Reader, error)
 	// NewID is an id greater than every one before, also after a restart and
-	// when the clock goes back.
+	// when the clock goes back. It is 0 once the store is closed.
 	NewID() ID
 }
 
