@@ -1,0 +1,118 @@
+package pebble
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/postern-mta/postern/queue/store"
+)
+
+// idBlock is how many ids are reserved at a time: those of about four seconds.
+// After a crash ids start above what was reserved, so this is also by how much
+// they may then be ahead of the clock.
+const idBlock = 1 << 34
+
+// lastID keeps a clock that is wild from using up the ids.
+const lastID = 1<<63 - 1
+
+// ids gives out ids below a mark that is on stable storage. The mark is moved
+// on when half of a block is used up, and waited for only when all of it is.
+type ids struct {
+	mu      sync.Mutex
+	last    store.ID // the greatest ever given out
+	durable store.ID // ids below it may be given out
+	pending store.ID // the mark that wait waits for
+	wait    func()
+}
+
+// NewID is an id greater than every one before; 0 when the store is closed.
+func (s *Store) NewID() store.ID {
+	if s.enter() != nil {
+		return 0
+	}
+	defer s.leave()
+	now := store.FirstID(s.o.Now())
+	i := &s.ids
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	id := i.last + 1
+	if now > id && now < lastID {
+		id = now
+	}
+	if id >= i.durable {
+		i.settle()
+	}
+	if id >= i.durable {
+		s.reserve(id + idBlock)
+		i.settle()
+	} else if i.wait == nil && i.durable-id < idBlock/2 {
+		s.reserve(i.durable + idBlock)
+	}
+	i.last = id
+	return id
+}
+
+// settle waits for the mark on its way, if there is one.
+func (i *ids) settle() {
+	if i.wait != nil {
+		i.wait()
+		i.durable, i.wait = i.pending, nil
+	}
+}
+
+func (s *Store) reserve(mark store.ID) {
+	b := s.db.NewBatch()
+	if err := b.Set(idsKey, appendNumber(nil, uint64(mark)), nil); err != nil {
+		s.die(err)
+	}
+	s.ids.pending, s.ids.wait = mark, s.commit(b)
+}
+
+// given reports whether an id can have come from NewID.
+func (i *ids) given(id store.ID) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return id > 0 && id <= i.last
+}
+
+// openIDs goes on above every id that was or may have been given out.
+func (s *Store) openIDs() error {
+	mark, err := s.mark()
+	if err != nil || mark == 0 {
+		return err
+	}
+	s.ids.last, s.ids.durable = mark-1, mark
+	return nil
+}
+
+// mark reads the high-water mark of ids, 0 if there is none.
+func (s *Store) mark() (store.ID, error) {
+	v, closer, err := s.db.Get(idsKey)
+	if errors.Is(err, pebble.ErrNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer closer.Close()
+	n, err := decodeNumber(idsKey, v)
+	if err != nil {
+		return 0, fmt.Errorf("the mark of used message ids: %w", err)
+	}
+	return store.ID(n), nil
+}
+
+// closeIDs gives back what was reserved and not used, so that the next Open
+// goes on with the clock.
+func (s *Store) closeIDs() error {
+	s.ids.mu.Lock()
+	defer s.ids.mu.Unlock()
+	s.ids.settle()
+	if s.ids.last+1 >= s.ids.durable {
+		return nil
+	}
+	return s.db.Set(idsKey, appendNumber(nil, uint64(s.ids.last+1)), pebble.Sync)
+}
