@@ -226,7 +226,7 @@ func (c *Config) makeStep(p *problems, f *Filter) (step made, ok bool) {
 		p.add(at("when"), "%s.when is empty: write a rule, or leave it out", path)
 	}
 	kind := c.filterKind(p, f, at("kind"))
-	if kind == nil || kind.Name == tapKind && c.badTaps && f.own.kids["rules"] == nil {
+	if kind == nil || c.badTaps && wantsTaps(f, kind) {
 		return step, false
 	}
 	if !c.makeFilter(p, f, kind, &step) {
@@ -355,9 +355,15 @@ func (c *Config) env(name string) pipeline.Env {
 	return env
 }
 
+// wantsTaps reports whether a filter is a tap without rules of its own, be they
+// lines (rules) or tables (rule).
+func wantsTaps(f *Filter, kind *pipeline.Kind) bool {
+	return kind.Name == tapKind && f.own.kids["rules"] == nil && f.own.kids["rule"] == nil
+}
+
 // withTaps gives a tap without rules those of control/taps.
 func (c *Config) withTaps(f *Filter, kind *pipeline.Kind) *node {
-	if kind.Name != tapKind || len(c.taps) == 0 || f.own.kids["rules"] != nil {
+	if len(c.taps) == 0 || !wantsTaps(f, kind) {
 		return f.own
 	}
 	list := &node{place: c.taps[0].place}

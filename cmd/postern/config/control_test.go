@@ -103,6 +103,7 @@ func TestTaps(t *testing.T) {
 		{"chain.inbound = [\"tap\"]\nfilter.tap.all = true\n", "F:.*@example\\.org:archive@example.org T:boss@:archive@example.org", ""},
 		{"chain.inbound = [\"t\"]\nfilter.t.kind = \"tap\"\n", "F:.*@example\\.org:archive@example.org T:boss@:archive@example.org", ""},
 		{"chain.inbound = [\"tap\"]\nfilter.tap.rules = [\"A:x:y@example.org\"]\n", "A:x:y@example.org", ""},
+		{"chain.inbound = [\"tap\"]\nfilter.tap.rule = [{ to = \"x\", copy = [\"a@b\", \"c@d\"] }]\n", "", ""},
 		{"chain.inbound = []\n", "", "no chain has a filter of kind tap, so these taps do nothing"},
 	} {
 		var m makes

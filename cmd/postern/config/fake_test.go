@@ -62,7 +62,11 @@ type scanOptions struct {
 
 type tapOptions struct {
 	Rules []string `toml:"rules" doc:"whom to tap, as in control/taps" unset:"control/taps"`
-	All   bool     `toml:"all" doc:"a copy for each rule that matches"`
+	Rule  []struct {
+		To   string `toml:"to" doc:"an expression"`
+		Copy any    `toml:"copy" doc:"one address or several"`
+	} `toml:"rule" doc:"rules as tables"`
+	All bool `toml:"all" doc:"a copy for each rule that matches"`
 }
 
 type policyOptions struct {
@@ -108,7 +112,7 @@ func (m *makes) tap(_ pipeline.Env, decode pipeline.Decode) (pipeline.Filter, er
 	if err := decode(&o); err != nil {
 		return nil, err
 	}
-	if len(o.Rules) == 0 {
+	if len(o.Rules)+len(o.Rule) == 0 {
 		return nil, errors.New("tap without rules")
 	}
 	for i, r := range o.Rules {

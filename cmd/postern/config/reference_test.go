@@ -57,6 +57,7 @@ func TestEveryKeyIsDocumented(t *testing.T) {
 		"filter.scan.wait":            {Type: `a length of time in quotes, like "30s"`, Default: `"3s"`},
 		"filter.policy.rule":          {Type: "a list of tables"},
 		"filter.policy.rule.action":   {Type: "a text in quotes"},
+		"filter.tap.rule.copy":        {Type: "a text or a list"},
 		"filter.scan.word":            {Type: "one of fast, thorough"},
 		"filter.NAME.on_error":        {Type: "one of defer, continue", Default: "by kind"},
 		"chain_options.NAME.deadline": {Type: `a length of time in quotes, like "30s"`, Default: `"2m"`},

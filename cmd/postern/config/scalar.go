@@ -198,6 +198,8 @@ func (f *field) wanted(t reflect.Type) string {
 		return "a table"
 	case reflect.Float32, reflect.Float64:
 		return "a number"
+	case reflect.Interface:
+		return "a text or a list"
 	}
 	return "a whole number"
 }
@@ -216,7 +218,7 @@ func (f *field) choices(t reflect.Type) []string {
 // format is a value as it would be written in the file, "" for the zero value
 // of a type that has no useful one.
 func (f *field) format(v reflect.Value) string {
-	if v.Kind() == reflect.Pointer {
+	if v.Kind() == reflect.Pointer || v.Kind() == reflect.Interface {
 		if v.IsNil() {
 			return ""
 		}
