@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
-	"sync/atomic"
 	"time"
 
 	"github.com/postern-mta/postern/pipeline/reply"
@@ -40,8 +39,8 @@ type opened struct {
 	stuck bool
 }
 
-// call is one call of a filter. It runs in a goroutine of its own, which may go
-// on when the chain has given it up; so it shares nothing that changes.
+// call is one call of a filter. It may go on when the chain has given it up; so
+// it shares nothing that changes.
 type call struct {
 	question
 	mine     Transaction // what question.tx points to
@@ -81,7 +80,7 @@ func (j *Judge) ask(ctx context.Context, i int, c *call, shadow bool) (Verdict, 
 	case o.err != nil:
 		return Verdict{}, o.err
 	case ctx.Err() != nil:
-		return Verdict{}, givenUp(ctx)
+		return Verdict{}, abandoned(ctx)
 	case c.step.overrun.Load() >= maxOverrun:
 		return Verdict{}, errOverrun
 	}
@@ -99,7 +98,7 @@ func (j *Judge) ask(ctx context.Context, i int, c *call, shadow bool) (Verdict, 
 	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	c.message.Body().Retain()
-	if !within(limited, func() { c.work(limited) }, c.late) {
+	if !j.within(task{func() { c.work(limited) }, c.late}, limited.Done(), nil) {
 		o.stuck = true
 		c.step.overrun.Add(1)
 		c.log(slog.LevelWarn, "filter overran its time", slog.Duration("timeout", timeout))
@@ -113,12 +112,12 @@ func (j *Judge) ask(ctx context.Context, i int, c *call, shadow bool) (Verdict, 
 	return c.verdict, c.err
 }
 
-func givenUp(ctx context.Context) error { return fmt.Errorf("given up: %w", context.Cause(ctx)) }
+func abandoned(ctx context.Context) error { return fmt.Errorf("given up: %w", context.Cause(ctx)) }
 
 func (c *call) tooLate(ctx context.Context, timeout time.Duration, err error) error {
 	switch {
 	case ctx.Err() != nil:
-		return givenUp(ctx)
+		return abandoned(ctx)
 	case err != nil:
 		return fmt.Errorf("no answer within %v: %w", timeout, err)
 	}
@@ -210,44 +209,6 @@ var calls = [Stages]func(context.Context, Instance, *question) (Verdict, error){
 	},
 }
 
-// within runs f in a goroutine of its own and waits for it until ctx is done,
-// and a moment longer. It reports whether f has ended; if it has not, late is
-// called when it does.
-func within(ctx context.Context, f, late func()) bool {
-	var w struct {
-		over atomic.Bool // set by the end or by the giving up, whichever comes first
-		done chan struct{}
-	}
-	w.done = make(chan struct{})
-	go func() {
-		defer func() {
-			if w.over.Swap(true) {
-				late()
-			} else {
-				close(w.done)
-			}
-		}()
-		f()
-	}()
-	select {
-	case <-w.done:
-		return true
-	case <-ctx.Done():
-	}
-	t := time.NewTimer(grace)
-	defer t.Stop()
-	select {
-	case <-w.done:
-		return true
-	case <-t.C:
-	}
-	if w.over.Swap(true) {
-		<-w.done
-		return true
-	}
-	return false
-}
-
 // panicked makes an error of a panic: one line for the trace, the stack for the
 // log.
 func (c *Chain) panicked(filter, doing string, p any) error {
@@ -275,13 +236,14 @@ func (c *Chain) tidy(filter, doing string, f func() error) {
 // closeAll closes the instances of a session. One that does not end is left to
 // itself.
 func (j *Judge) closeAll() {
-	ctx, cancel := context.WithTimeout(context.Background(), tidyTime)
-	defer cancel()
+	t := time.NewTimer(tidyTime)
+	defer t.Stop()
 	for i := range j.opened {
 		if o := &j.opened[i]; o.instance != nil && !o.stuck {
 			name := j.chain.steps[i].Name
-			if !within(ctx, func() { j.chain.closeInstance(name, o.instance) }, func() {}) {
+			if !j.within(task{func() { j.chain.closeInstance(name, o.instance) }, func() {}}, nil, t.C) {
 				j.chain.o.Log.Warn("filter does not close", "filter", name)
+				t.Reset(grace) // those after it get a moment each
 			}
 		}
 	}
@@ -290,8 +252,8 @@ func (j *Judge) closeAll() {
 // resetAll resets the instances that want it. What could not be opened may be
 // tried again.
 func (j *Judge) resetAll() {
-	ctx, cancel := context.WithTimeout(context.Background(), tidyTime)
-	defer cancel()
+	t := time.NewTimer(tidyTime)
+	defer t.Stop()
 	for i := range j.opened {
 		o, name := &j.opened[i], j.chain.steps[i].Name
 		o.err = nil
@@ -301,9 +263,10 @@ func (j *Judge) resetAll() {
 		}
 		instance := o.instance
 		reset := func() { j.chain.tidy(name, "reset", func() error { r.Reset(); return nil }) }
-		if !within(ctx, reset, func() { j.chain.closeInstance(name, instance) }) {
+		if !j.within(task{reset, func() { j.chain.closeInstance(name, instance) }}, nil, t.C) {
 			o.stuck = true
 			j.chain.o.Log.Warn("filter does not reset", "filter", name)
+			t.Reset(grace)
 		}
 	}
 }

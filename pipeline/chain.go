@@ -103,7 +103,8 @@ type Chain struct {
 // step is a Step with what the chain knows of it.
 type step struct {
 	Step
-	strangers bool
+	strangers     bool
+	unconditional bool
 	// overrun counts the calls that overran their time and still go on.
 	overrun atomic.Int32
 }
@@ -142,7 +143,7 @@ func (c *Chain) place(i int) error {
 		return fmt.Errorf("timeout %v is negative", s.Timeout)
 	}
 	if s.When == nil {
-		s.When = rules.Always()
+		s.When, s.unconditional = rules.Always(), true
 	}
 	s.strangers = TraitsOf(s.Filter).Strangers
 	all := StagesOf(s.Filter)

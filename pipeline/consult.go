@@ -86,6 +86,9 @@ func skip(s *step, q *question, mode Mode) (string, error) {
 	if s.strangers && q.session.Standing != Stranger {
 		return "not for our own", nil
 	}
+	if s.unconditional {
+		return "", nil
+	}
 	match, err := s.When.Match(q.fact)
 	if err != nil {
 		return "", fmt.Errorf("option \"when\": %w", err)

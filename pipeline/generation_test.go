@@ -75,9 +75,11 @@ func TestGeneration(t *testing.T) {
 	if err := a.Release(); err != nil || f1.times() != 0 {
 		t.Errorf("closed %d times, %v", f1.times(), err)
 	}
-	if f := a.Chain("local").Begin().Connect(context.Background(), &Session{}); f.Action != Continue {
+	j := a.Chain("local").Begin()
+	if f := j.Connect(context.Background(), &Session{}); f.Action != Continue {
 		t.Errorf("%+v", f)
 	}
+	j.Close()
 	if err := b.Release(); err != nil || f1.times() != 1 {
 		t.Errorf("closed %d times, %v", f1.times(), err)
 	}

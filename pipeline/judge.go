@@ -21,6 +21,7 @@ type Judge struct {
 	trace   Trace
 	// kept is how much of the trace, results and symbols belongs to the session.
 	kept struct{ trace, results, symbols int }
+	worker *worker // nil until there is something to do
 	// idle is the time that filters in shadow took of the transaction's.
 	idle time.Duration
 }
@@ -52,6 +53,7 @@ func (c *Chain) Begin() *Judge {
 func (j *Judge) Close() {
 	j.closeAll()
 	j.opened = nil
+	j.dismiss()
 }
 
 // Reset forgets the transaction, as RSET does, and keeps the session.

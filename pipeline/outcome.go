@@ -103,7 +103,7 @@ func (p *passage) giveUp(ctx context.Context, stage Stage) {
 	if ctx.Err() == nil {
 		return
 	}
-	e := Entry{Filter: "chain", Stage: stage.String(), Action: Defer.String(), Err: givenUp(ctx).Error(), Recipients: len(p.fates)}
+	e := Entry{Filter: "chain", Stage: stage.String(), Action: Defer.String(), Err: abandoned(ctx).Error(), Recipients: len(p.fates)}
 	p.judge.trace = p.judge.trace.add(e)
 	for n := range p.fates {
 		p.fates[n] = Fate{Action: Defer, Reply: reply.Trouble, Filter: "chain", Reason: "out of time"}
