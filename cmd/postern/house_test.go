@@ -45,7 +45,7 @@ var doors = []door{
 	{"pipeline/ingress/handoff/wire", nil},
 	{"pipeline/ingress/handoff", slices.Concat(allLeaves(), []string{"rules", "pipeline", "pipeline/ingress/handoff/wire"})},
 	{"pipeline/ingress/*", slices.Concat(allLeaves(), []string{"rules", "pipeline"})},
-	{"filters", []string{"filters/*"}},
+	{"filters", []string{"filters/*", "pipeline"}},
 	{"filters/*", slices.Concat(allLeaves(), []string{"rules", "pipeline"})},
 	{"plugins/wire", nil},
 	{"plugins/sdk", []string{"plugins/wire"}},
