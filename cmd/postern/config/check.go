@@ -34,6 +34,11 @@ var checks = []func(*loader){
 	(*loader).checkChains,
 	(*loader).checkListeners,
 	(*loader).checkFilters,
+	(*loader).checkQueue,
+	(*loader).checkBounce,
+	(*loader).checkMailboxes,
+	(*loader).checkRoutes,
+	(*loader).checkUser,
 }
 
 // written reports whether the file has a key.

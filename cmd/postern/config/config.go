@@ -62,9 +62,14 @@ type Config struct {
 	domains domains
 	taps    []tapLine
 	badTaps bool
-	set     map[string]place         // of what was written, by path
-	from    map[string]string        // of what was not, if it is no plain default
-	options map[string]reflect.Value // the filters' own structs, for Effective
+	// routes, mailboxes (by address or domain) and locals are what the tables of
+	// those names come to.
+	routes    map[string]Route
+	mailboxes map[string]string
+	locals    map[string]bool
+	set       map[string]place         // of what was written, by path
+	from      map[string]string        // of what was not, if it is no plain default
+	options   map[string]reflect.Value // the filters' own structs, for Effective
 }
 
 type tapLine struct {
@@ -149,7 +154,7 @@ func lookupUser(name string) (uint32, error) {
 
 // Ours reports whether mail for a domain is our business: those of domains, or
 // of rcpthosts, morercpthosts, locals and virtualdomains.
-func (c *Config) Ours(domain string) bool { return c.domains.ours(domain) }
+func (c *Config) Ours(domain string) bool { return c.domains.ours(domain) || c.IsLocal(domain) }
 
 // Accepts reports whether strangers may send to a domain: those of domains, or
 // of rcpthosts and morercpthosts. Where neither is there, to none.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/postern-mta/postern/pipeline"
+	"github.com/postern-mta/postern/pipeline/ingress/handoff"
 	"github.com/postern-mta/postern/pipeline/ingress/handoff/wire"
 	"github.com/postern-mta/postern/pipeline/message"
 )
@@ -129,8 +130,8 @@ func words(t reflect.Type) []string {
 		return wordsOf[pipeline.Mixed](pipeline.Mixed.String, pipeline.MixedReject)
 	case reflect.TypeFor[pipeline.OnError]():
 		return wordsOf[pipeline.OnError](pipeline.OnError.String, pipeline.ErrorContinues)
-	case reflect.TypeFor[wire.Mode]():
-		return []string{wire.ModeExec: "exec", wire.ModeWait: "wait"}
+	case reflect.TypeFor[handoff.NextMode]():
+		return []string{handoff.NextAuto: "auto", handoff.NextExec: "exec", handoff.NextWait: "wait"}
 	}
 	return nil
 }

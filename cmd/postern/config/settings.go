@@ -8,8 +8,11 @@ import (
 	"time"
 
 	"github.com/postern-mta/postern/pipeline"
+	"github.com/postern-mta/postern/pipeline/ingress/handoff"
 	"github.com/postern-mta/postern/pipeline/ingress/handoff/wire"
 	"github.com/postern-mta/postern/pipeline/message"
+	"github.com/postern-mta/postern/queue/dsn"
+	"github.com/postern-mta/postern/queue/schedule"
 )
 
 // The defaults of places.
@@ -44,6 +47,8 @@ type Settings struct {
 	Control string `toml:"control" path:"dir" doc:"qmail's control directory, whose files are read as defaults; an empty text means none" unset:"/var/qmail/control if it is there"`
 	// Trusted are the users whose word about a connection is believed.
 	Trusted []User `toml:"trusted" doc:"users, by name or uid, whose environment (TCPREMOTEIP, RELAYCLIENT and so on) is believed when they call qmail-queue; anybody else is a local user" unset:"those of root, qmaild, alias and vpopmail that exist"`
+	// User is who the daemon becomes if it is started by root.
+	User string `toml:"user" doc:"the user that the daemon becomes if root starts it, once it has made its directories" unset:"it stays who it is"`
 	// State is the folder for what must outlive a restart.
 	State string `toml:"state" path:"dir" doc:"the folder for spool, secret and kept copies; it belongs to one daemon"`
 	// Domains are those that strangers may send to.
@@ -52,6 +57,13 @@ type Settings struct {
 	Log    Log    `toml:"log" doc:"the log"`
 	Limits Limits `toml:"limits" doc:"bounds of what is taken in"`
 	Admin  Admin  `toml:"admin" doc:"the operator's door"`
+	// Queue and Bounce are about our own queue.
+	Queue  Queue  `toml:"queue" doc:"our own queue, for next = queue"`
+	Bounce Bounce `toml:"bounce" doc:"the reports about what could not be delivered"`
+	// Mailbox has a Maildir for each address, or for @domain.
+	Mailbox map[string]string `toml:"mailbox" doc:"local mailboxes: an address, or @domain for every other address of a domain, and the path of its Maildir"`
+	// Route has the server for a domain, .suffix, or "" for all.
+	Route map[string]string `toml:"route" doc:"servers for domains, in place of their MX: example.org, .example.org for all below it, or an empty name for every other, and host or host:port; an empty host means the MX" unset:"control/smtproutes"`
 	// Listen are the entrances, by name.
 	Listen map[string]*Listen `toml:"listen" keys:"names" doc:"the entrances, each a table with a name" unset:"one entrance, [listen.queue]"`
 	// Chain has the names of the filters of each chain, in order.
@@ -89,16 +101,16 @@ type Listen struct {
 	// Name is the table's.
 	Name string
 
-	Socket     string        `toml:"socket" path:"file" doc:"the Unix socket that the qmail-queue shim calls: this makes the entrance one for the shim" unset:"/run/postern/queue.sock for [listen.queue]"`
-	SocketMode string        `toml:"socket_mode" doc:"who may call, as the socket's permissions in octal"`
-	Address    string        `toml:"address" doc:"host:port or :port to listen on: this makes the entrance an SMTP server (not in this version)"`
-	Chain      string        `toml:"chain" doc:"the chain for what comes in" unset:"inbound"`
-	Local      string        `toml:"local" doc:"the chain for callers that are not trusted: local users, cron, bounces" unset:"the same as chain"`
-	Next       string        `toml:"next" doc:"where a message goes that the chain lets through: the path of the site's own qmail-queue, queue (ours) or discard (nowhere, for measuring)" unset:"queue, where the queue is built in"`
-	NextMode   wire.Mode     `toml:"next_mode" doc:"exec: the shim becomes the next program, which saves a process; wait: it waits, so that the log has the program's exit code. A message with copies is always waited for"`
-	Lines      message.Lines `toml:"lines" doc:"what becomes of carriage returns and NUL bytes: repair, refuse, or keep" unset:"repair where next is queue, else keep"`
-	Dialect    wire.Dialect  `toml:"dialect" doc:"how the caller's qmail wants a refusal worded: auto, netqmail (fd 4), notqmail (fd 6), sagredo (fd 4 or ERROR_FD), indimail (fd 2 or ERROR_FD, exit 88), none (plain exit codes, as for mailfront)"`
-	Slow       time.Duration `toml:"slow" doc:"how long the shim waits for an answer once it has handed the message over; longer than the deadline of its chains" unset:"a minute more than that deadline"`
+	Socket     string           `toml:"socket" path:"file" doc:"the Unix socket that the qmail-queue shim calls: this makes the entrance one for the shim" unset:"/run/postern/queue.sock for [listen.queue]"`
+	SocketMode string           `toml:"socket_mode" doc:"who may call, as the socket's permissions in octal"`
+	Address    string           `toml:"address" doc:"host:port or :port to listen on: this makes the entrance an SMTP server (not in this version)"`
+	Chain      string           `toml:"chain" doc:"the chain for what comes in" unset:"inbound"`
+	Local      string           `toml:"local" doc:"the chain for callers that are not trusted: local users, cron, bounces" unset:"the same as chain"`
+	Next       string           `toml:"next" doc:"where a message goes that the chain lets through: the path of the site's own qmail-queue, queue (ours) or discard (nowhere, for measuring)" unset:"queue, where the queue is built in"`
+	NextMode   handoff.NextMode `toml:"next_mode" doc:"exec: the shim becomes the next program, which saves a process and keeps its pid; wait: it waits, so that the log has the program's exit code; auto: exec where the kernel tells the exit code all the same (Linux 6.15), else wait. A message with copies is always waited for"`
+	Lines      message.Lines    `toml:"lines" doc:"what becomes of carriage returns and NUL bytes: repair, refuse, or keep" unset:"repair where next is queue, else keep"`
+	Dialect    wire.Dialect     `toml:"dialect" doc:"how the caller's qmail wants a refusal worded: auto, netqmail (fd 4), notqmail (fd 6), sagredo (fd 4 or ERROR_FD), indimail (fd 2 or ERROR_FD, exit 88), none (plain exit codes, as for mailfront)"`
+	Slow       time.Duration    `toml:"slow" doc:"how long the shim waits for an answer once it has handed the message over; longer than the deadline of its chains" unset:"a minute more than that deadline"`
 
 	mode uint32
 }
@@ -144,6 +156,8 @@ func defaults() Settings {
 		Log:    Log{Format: "text", Level: "info"},
 		Limits: Limits{Recipients: 100_000, Head: message.DefaultMaxHead, Fields: message.DefaultMaxFields, Sessions: 500},
 		Admin:  Admin{Socket: DefaultAdminSocket},
+		Queue:  Queue{Lifetime: schedule.DefaultLifetime, Retry: "qmail", Remote: 200, Local: 10, Domain: schedule.DefaultSiteLimit, LowSpace: 256 << 20},
+		Bounce: Bounce{Format: "mime", External: "verified", MaxOriginal: dsn.DefaultMaxOriginal, Warn: 4 * time.Hour},
 	}
 }
 
@@ -177,9 +191,7 @@ func (u *User) UnmarshalText(text []byte) error {
 
 // later are the tables of versions to come, with what to say about them.
 var later = map[string]string{
-	"site":   "limits for each destination come with the queue",
-	"queue":  "the queue is not in this version",
-	"bounce": "bounces come with the queue",
+	"site": "limits for each destination are not in this version",
 }
 
 // topLevel are the keys that stand before the first table.
