@@ -30,14 +30,14 @@ bin/postern: FORCE
 # The C shims where there is a C compiler, static where the system can; the Go
 # twins beside them always, and in their place where there is none.
 shims: FORCE
-	$(GO) build $(TWIN) -o bin/qmail-queue.go ./cmd/qmail-queue
-	$(GO) build $(TWIN) -o bin/qmail-remote.go ./cmd/qmail-remote
+	$(GO) build $(TWIN) -o bin/qmail-queue-go ./cmd/qmail-queue
+	$(GO) build $(TWIN) -o bin/qmail-remote-go ./cmd/qmail-remote
 ifneq ($(HAVE_CC),)
 	$(SHIM) -static -o bin/qmail-queue cmd/qmail-queue/c/qmail-queue.c 2>/dev/null || $(SHIM) -o bin/qmail-queue cmd/qmail-queue/c/qmail-queue.c
 	$(SHIM) -static -o bin/qmail-remote cmd/qmail-remote/c/qmail-remote.c 2>/dev/null || $(SHIM) -o bin/qmail-remote cmd/qmail-remote/c/qmail-remote.c
 else
-	cp bin/qmail-queue.go bin/qmail-queue
-	cp bin/qmail-remote.go bin/qmail-remote
+	cp bin/qmail-queue-go bin/qmail-queue
+	cp bin/qmail-remote-go bin/qmail-remote
 endif
 
 FORCE:

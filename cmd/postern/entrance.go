@@ -12,9 +12,7 @@ import (
 	"slices"
 
 	"github.com/postern-mta/postern/cmd/postern/config"
-	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/ingress/handoff"
-	"github.com/postern-mta/postern/pipeline/reply"
 )
 
 // entrance is one socket and the server on it. A reload that changes its
@@ -134,7 +132,7 @@ func (d *daemon) server(c *config.Config, ch change) (*handoff.Server, *handoff.
 	l := ch.to.listen
 	o := handoff.Options{
 		Log: d.log, Listener: listener, Trusted: ch.to.trusted, Entrance: l.Name, Chains: &d.chains,
-		Inbound: l.Chain, Local: l.Local, NextMode: handoff.NextMode(l.NextMode), Lines: &l.Lines, Dialect: l.Dialect, Slow: l.Slow,
+		Inbound: l.Chain, Local: l.Local, NextMode: l.NextMode, Lines: &l.Lines, Dialect: l.Dialect, Slow: l.Slow,
 		Limits:      handoff.Limits{Recipients: c.Limits.Recipients, Size: c.Limits.Message, Head: int(c.Limits.Head), Fields: c.Limits.Fields},
 		MaxSessions: c.Limits.Sessions, Spool: d.spool, Ours: c.Ours,
 	}
@@ -251,12 +249,4 @@ func (e *entrance) close() {
 	os.Remove(e.path) //nolint:errcheck // the next start replaces it
 	e.listener.Close()
 	e.listener = nil
-}
-
-// discard takes everything and keeps nothing, for measuring.
-type discard struct{}
-
-// Submit forgets the messages.
-func (discard) Submit(context.Context, []pipeline.Outgoing) (reply.Reply, error) {
-	return reply.OK, nil
 }

@@ -104,7 +104,7 @@ func ourShims() []string {
 	}
 	dir := filepath.Dir(self)
 	var found []string
-	for _, p := range []string{"qmail-queue", "qmail-queue.go", "../lib/postern/qmail-queue"} {
+	for _, p := range []string{"qmail-queue", "qmail-queue-go", "../lib/postern/qmail-queue"} {
 		p = filepath.Join(dir, p)
 		if _, err := os.Stat(p); err == nil {
 			found = append(found, p)

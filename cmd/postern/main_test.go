@@ -41,7 +41,7 @@ func buildShims(t *testing.T, dir string) map[string]string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	paths := map[string]string{"c": filepath.Join(dir, "qmail-queue"), "go": filepath.Join(dir, "qmail-queue.go")}
+	paths := map[string]string{"c": filepath.Join(dir, "qmail-queue"), "go": filepath.Join(dir, "qmail-queue-go")}
 	source := filepath.Join(root, "cmd", "qmail-queue", "c", "qmail-queue.c")
 	builds := [][]string{
 		{"cc", "-O2", "-Wall", "-Wextra", "-Werror", "-static", `-DPOSTERN_SOCKET_PATH="/nonexistent/queue.sock"`, "-o", paths["c"], source},

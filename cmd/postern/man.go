@@ -66,7 +66,7 @@ func (r *roff) Write(p []byte) (int, error) {
 func shimNotes() []string {
 	var notes []string
 	for _, path := range ourShims() {
-		if filepath.Ext(path) == ".go" {
+		if strings.HasSuffix(path, "-go") {
 			continue
 		}
 		f, err := elf.Open(path)

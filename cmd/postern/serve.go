@@ -96,6 +96,9 @@ func startDaemon(file string, stderr io.Writer) (*daemon, error) {
 		return nil, fmt.Errorf("the configuration is wrong, see postern check:\n%w", err)
 	}
 	d.log = newLogger(first.Log, stderr)
+	if err := dropRoot(first); err != nil {
+		return nil, err
+	}
 	if err := d.open(first); err != nil {
 		d.closeAll()
 		return nil, err
