@@ -1,0 +1,219 @@
+package handoff
+
+import (
+	"context"
+	"log/slog"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/postern-mta/postern/pipeline"
+	"github.com/postern-mta/postern/pipeline/reply"
+)
+
+// How far a message came, as the log says it of one that was given up.
+const (
+	stageHello    = "hello"
+	stageMessage  = "reading message"
+	stageEnvelope = "reading envelope"
+	stageChain    = "chain"
+	stageCommit   = "commit"
+	stageNext     = "next"
+)
+
+// record is what the log line of a message is made of.
+type record struct {
+	id        string
+	start     time.Time
+	received  time.Duration // until the envelope's end
+	peer      peer
+	uid       int
+	session   *pipeline.Session     // nil before the hello was read
+	tx        *pipeline.Transaction // likewise
+	messageID string
+	size      int64
+	trace     pipeline.Trace
+	stage     string
+	reply     reply.Reply
+	exit      int
+	taken     bool // the sink has it
+	stored    int  // how many messages the sink has
+	untold    bool // the shim did not hear the answer
+	next      *nextRecord
+	err       error
+}
+
+// nextRecord is how the next program ended.
+type nextRecord struct {
+	mode   string
+	known  bool
+	exit   int // -1 for a signal
+	signal int
+	pid    int
+	copies int // further messages
+	kept   int // of those, how many did not get through yet
+	took   time.Duration
+}
+
+// Bounds of what a log line holds.
+const (
+	maxLogged     = 200 // bytes of a text
+	maxLoggedErr  = 500
+	maxRecipients = 10
+	maxFilters    = 40
+)
+
+// log writes the session's line.
+func (n *session) log() {
+	r, o := &n.rec, &n.srv.o
+	attrs := []slog.Attr{slog.String("id", r.id)}
+	if r.tx != nil {
+		attrs = append(attrs,
+			slog.String("message_id", clean(r.messageID, maxLogged)),
+			slog.String("from", clean(r.tx.Envelope.Sender, maxLogged)),
+			slog.String("to", recipients(r.tx)),
+			slog.Int("recipients", len(r.tx.Envelope.Recipients)))
+	}
+	attrs = append(attrs, r.who()...)
+	attrs = append(attrs, slog.Int("qp", r.peer.pid))
+	if r.tx != nil {
+		attrs = append(attrs, slog.String("chain", r.tx.Chain), slog.Int64("size", r.size), slog.Any("filters", filters(r.trace)))
+	}
+	answered := r.reply != (reply.Reply{})
+	if answered {
+		attrs = append(attrs, slog.String("answer", r.reply.SMTP()), slog.Int("exit", r.exit))
+	}
+	if r.stored > 1 {
+		attrs = append(attrs, slog.Int("stored", r.stored))
+	}
+	attrs = append(attrs, r.next.attrs()...)
+	if !answered && r.next == nil {
+		attrs = append(attrs, slog.String("given_up", r.stage))
+	}
+	if answered && r.untold {
+		attrs = append(attrs, slog.Bool("caller_gone", true))
+	}
+	if r.err != nil {
+		attrs = append(attrs, slog.String("error", clean(r.err.Error(), maxLoggedErr)))
+	}
+	if r.received > 0 {
+		attrs = append(attrs, slog.Duration("received", r.received))
+	}
+	attrs = append(attrs, slog.Duration("took", o.Now().Sub(r.start)))
+	o.Log.LogAttrs(context.WithoutCancel(n.ctx), slog.LevelInfo, "message", attrs...)
+}
+
+// who is the client, as far as it is known.
+func (r *record) who() []slog.Attr {
+	s := r.session
+	if s == nil {
+		return []slog.Attr{slog.Int("uid", r.peer.uid)}
+	}
+	attrs := []slog.Attr{slog.String("standing", s.Standing.String())}
+	if s.Peer.IsValid() {
+		attrs = append(attrs, slog.String("peer", s.Peer.Addr().String()))
+	}
+	if s.PeerName != "" {
+		attrs = append(attrs, slog.String("peer_name", s.PeerName))
+	}
+	if s.Helo != "" {
+		attrs = append(attrs, slog.String("helo", s.Helo))
+	}
+	if s.User != "" {
+		attrs = append(attrs, slog.String("user", s.User))
+	}
+	return append(attrs, slog.Int("uid", r.uid))
+}
+
+// recipients are the first of them, and how many there are beside.
+func recipients(tx *pipeline.Transaction) string {
+	all := tx.Envelope.Recipients
+	var b strings.Builder
+	for i, to := range all[:min(len(all), maxRecipients)] {
+		if i > 0 {
+			b.WriteByte(' ')
+		}
+		b.WriteString(clean(to.Address, maxLogged))
+	}
+	if more := len(all) - maxRecipients; more > 0 {
+		b.WriteString(" and " + strconv.Itoa(more) + " more")
+	}
+	return b.String()
+}
+
+// filters says of each filter that ran what it found, and its time.
+func filters(trace pipeline.Trace) []string {
+	list := make([]string, 0, len(trace))
+	for _, e := range trace {
+		if e.Skipped != "" {
+			continue
+		}
+		if len(list) == maxFilters {
+			return append(list, "...")
+		}
+		said := e.Filter + "=" + e.Action
+		if e.Shadow {
+			said += " (shadow)"
+		}
+		if e.Err != "" {
+			said += " (failed: " + e.Err + ")"
+		} else if e.Reason != "" {
+			said += " (" + e.Reason + ")"
+		}
+		list = append(list, clean(said, maxLogged)+" "+e.Took.Round(time.Microsecond).String())
+	}
+	return list
+}
+
+// attrs say how the next program ended; none for a nil record.
+func (r *nextRecord) attrs() []slog.Attr {
+	if r == nil {
+		return nil
+	}
+	all := []any{slog.String("mode", r.mode)}
+	switch {
+	case !r.known:
+		all = append(all, slog.String("exit", "unknown"))
+	case r.exit < 0:
+		all = append(all, slog.Int("signal", r.signal))
+	default:
+		all = append(all, slog.Int("exit", r.exit))
+	}
+	if r.known {
+		all = append(all, slog.String("answer", reply.FromExit(r.exit, "").SMTP()))
+	}
+	if r.pid > 0 {
+		all = append(all, slog.Int("pid", r.pid))
+	}
+	if r.copies > 0 {
+		all = append(all, slog.Int("copies", r.copies), slog.Int("kept", r.kept))
+	}
+	return []slog.Attr{slog.Group("next", append(all, slog.Duration("took", r.took))...)}
+}
+
+// clean makes one printable line of at most limit bytes of a text, in UTF-8:
+// whatever is not printable, line ends and marks of direction included, is '?'.
+func clean(s string, limit int) string {
+	plain := len(s) <= limit
+	for i := 0; plain && i < len(s); i++ {
+		plain = s[i] >= ' ' && s[i] <= '~'
+	}
+	if plain {
+		return s
+	}
+	var b strings.Builder
+	for len(s) > 0 {
+		c, k := utf8.DecodeRuneInString(s)
+		if c == utf8.RuneError && k == 1 || !unicode.IsPrint(c) {
+			c = '?'
+		}
+		if b.Len()+utf8.RuneLen(c) > limit {
+			break
+		}
+		b.WriteRune(c)
+		s = s[k:]
+	}
+	return b.String()
+}
