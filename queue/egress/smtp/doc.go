@@ -1,0 +1,17 @@
+// Package smtp delivers messages by SMTP: it finds the hosts of a domain, tries
+// their addresses in order, holds the conversation and says for each recipient
+// what came of it.
+//
+// It promises that a recipient is reported delivered only if the server took
+// the message after its final dot, and refused for good only if the server said
+// so, the DNS said so, or the message cannot be carried by that server at all;
+// everything else is a deferral. A connection lost after the final dot is a
+// deferral marked Perhaps. Every wait has a deadline.
+//
+// The order of addresses (RFC 5321 §5.1): by preference; among hosts of the
+// same preference at random; IPv6 and IPv4 in turn. What fails before MAIL moves
+// on to the next address, and so does a connection lost before the message; from
+// MAIL on, an answer is the site's answer. Of five addresses at most, the last
+// is kept for the next preference, so that a site whose best hosts are all dead
+// is still reached.
+package smtp

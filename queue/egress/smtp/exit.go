@@ -1,0 +1,168 @@
+package smtp
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/postern-mta/postern/pipeline/envelope"
+	"github.com/postern-mta/postern/pipeline/message"
+	"github.com/postern-mta/postern/pipeline/reply"
+	"github.com/postern-mta/postern/pipeline/resolve"
+	wire "github.com/postern-mta/postern/pipeline/smtp"
+)
+
+// Resolver answers what an Exit asks the DNS; *resolve.Resolver is one.
+type Resolver interface {
+	LookupMX(ctx context.Context, domain string) (resolve.MX, error)
+	LookupAddrs(ctx context.Context, host string) ([]netip.Addr, error)
+}
+
+// Dialer makes connections; *net.Dialer is one.
+type Dialer interface {
+	DialContext(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// Options of New. Only Resolver must be set.
+type Options struct {
+	Resolver Resolver
+	// Routes says to which host a domain's mail goes in place of its MX, as
+	// control/smtproutes does: a name, whose addresses are used, or an address,
+	// with or without brackets. An empty host stands for the domain's MX, port 0
+	// for the default. Nil: no routes.
+	Routes func(domain string) (host string, port uint16, ok bool)
+	// Port is the default port; 25 if it is 0.
+	Port uint16
+	// Hello is the name given in EHLO.
+	Hello string
+	// Timeouts of the conversation; ConnectTimeout (default 30 s) for each address.
+	Timeouts       wire.Timeouts
+	ConnectTimeout time.Duration
+	// Source is the local address to connect from; unset: the system's choice.
+	// Only addresses of its family are tried.
+	Source netip.Addr
+	// Dialer is used in place of one made for Source.
+	Dialer Dialer
+	// MaxAddresses (default 5) are tried, and MaxSessions (default 2) connections
+	// made, in one attempt.
+	MaxAddresses, MaxSessions int
+	// MaxRecipients is how many recipients one transaction names; default 100
+	// (RFC 5321 §4.5.3.1.8). More are sent in several over the same connection.
+	MaxRecipients int
+	// Self tells whether a host or an address is this one: then it and all of the
+	// same or a worse preference are left out (RFC 5321 §5.1). The address is the
+	// zero Addr while only the name is known. Nil: nothing is.
+	Self func(host string, addr netip.Addr) bool
+	// RefuseEightBit refuses 8-bit messages to servers without 8BITMIME (5.6.3),
+	// and those with UTF-8 in the head to servers without SMTPUTF8 (5.6.7), instead
+	// of sending them as they are, which is what qmail does and nearly every
+	// server takes.
+	RefuseEightBit bool
+	// Shuffle orders what is equal; default rand.Shuffle.
+	Shuffle func(n int, swap func(i, j int))
+	// Log gets what goes wrong on the way to a result; nil: nothing.
+	Log *slog.Logger
+}
+
+// Job is one message for recipients of one domain.
+type Job struct {
+	Domain string
+	// Envelope holds the sender and the recipients to try. qmail's sender of
+	// double bounces goes out as <>. A VERP sender is for the caller to expand
+	// (envelope.VERP).
+	Envelope envelope.Envelope
+	// Content is the message, whose body the caller holds until Deliver returns.
+	Content message.Message
+	// Prepare, if set, gives the message in the form for a server that can do so
+	// much, in place of Content: conversion and signing belong here. It is called
+	// once for each connection that gets that far; the caller releases what it
+	// made after Deliver has returned.
+	Prepare func(context.Context, wire.Capabilities) (message.Message, error)
+}
+
+// Result is what came of one recipient.
+type Result struct {
+	// Reply says it; its Class decides between delivered, deferred and refused. If
+	// Remote is set these are the server's own words, else ours, which are qmail's
+	// where the fact is the same.
+	Reply  reply.Reply
+	Remote bool
+	// Where is the server, "mx.example.org [192.0.2.1]", "" if none was tried.
+	Where string
+	// Phase is how far the conversation got.
+	Phase wire.Phase
+	// Perhaps is set on a deferral if the message may have been delivered.
+	Perhaps bool
+	// Err is the detail for the log; it may be nil.
+	Err error
+}
+
+// Exit delivers by SMTP. It is safe for concurrent use.
+type Exit struct {
+	o       Options
+	buffers wire.Buffers
+}
+
+// New returns an Exit.
+func New(o Options) (*Exit, error) {
+	if o.Resolver == nil {
+		return nil, errors.New("SMTP exit: no resolver is set")
+	}
+	for _, x := range []struct {
+		n   *int
+		def int
+	}{{&o.MaxAddresses, 5}, {&o.MaxSessions, 2}, {&o.MaxRecipients, 100}} {
+		if *x.n <= 0 {
+			*x.n = x.def
+		}
+	}
+	if o.Port == 0 {
+		o.Port = 25
+	}
+	if o.ConnectTimeout <= 0 {
+		o.ConnectTimeout = 30 * time.Second
+	}
+	if o.Shuffle == nil {
+		o.Shuffle = rand.Shuffle
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Dialer == nil {
+		d := new(net.Dialer)
+		if o.Source.IsValid() {
+			d.LocalAddr = &net.TCPAddr{IP: o.Source.AsSlice(), Zone: o.Source.Zone()}
+		}
+		o.Dialer = d
+	}
+	return &Exit{o: o}, nil
+}
+
+// Deliver makes one attempt at a job and returns a Result for each recipient,
+// in their order. If ctx ends, what has no answer yet is deferred.
+func (x *Exit) Deliver(ctx context.Context, job *Job) []Result {
+	a := &attempt{x: x, job: job, results: make([]Result, len(job.Envelope.Recipients))}
+	for i := range a.results {
+		a.pending = append(a.pending, i)
+	}
+	if job.Envelope.RequireTLS {
+		// Without TLS no server qualifies (RFC 8689 §4.2.1).
+		a.settle(Result{Reply: needsTLS})
+		return a.results
+	}
+	to, err := x.locate(ctx, job.Domain)
+	if err != nil {
+		r := Result{Reply: reply.Of(err), Err: err}
+		if ctx.Err() != nil {
+			r.Reply = stopped
+		}
+		a.settle(r)
+		return a.results
+	}
+	a.run(ctx, &walk{x: x, to: to})
+	return a.results
+}

@@ -1,0 +1,276 @@
+package smtp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+
+	"github.com/postern-mta/postern/pipeline/reply"
+	"github.com/postern-mta/postern/pipeline/resolve"
+	wire "github.com/postern-mta/postern/pipeline/smtp"
+	"github.com/postern-mta/postern/queue/egress/site"
+)
+
+// maxHosts is how many hosts of the same preference are looked up; of more, the
+// ones are chosen at random.
+const maxHosts = 8
+
+// maxHopeless is how many addresses may turn out to be of a network that this
+// machine is not on; they do not count as tried.
+const maxHopeless = 20
+
+// target is where a domain's mail goes.
+type target struct {
+	domain string
+	site   site.Site
+	port   uint16
+	// groups are host names by preference, the best first.
+	groups [][]string
+	// address is used in place of hosts: a literal.
+	address netip.Addr
+	routed  bool
+	// implicit is set if the domain has no MX.
+	implicit bool
+}
+
+// Site is the site of a domain: its route's host, or the hosts of its MX. An
+// error is a *reply.Error; a permanent one means that the domain takes no mail.
+// The Resolver's cache makes asking cheap.
+func (x *Exit) Site(ctx context.Context, domain string) (site.Site, error) {
+	to, err := x.locate(ctx, domain)
+	if err != nil {
+		return site.Site{}, err
+	}
+	return to.site, nil
+}
+
+func (x *Exit) locate(ctx context.Context, domain string) (*target, error) {
+	to := &target{domain: domain, port: x.o.Port}
+	if x.o.Routes != nil {
+		if host, port, ok := x.o.Routes(domain); ok {
+			if port != 0 {
+				to.port = port
+			}
+			if host != "" {
+				to.route(host)
+				return to, nil
+			}
+		}
+	}
+	if strings.HasPrefix(domain, "[") {
+		a, ok := wire.Literal(domain)
+		if !ok {
+			return nil, reply.With(noHost(domain), fmt.Errorf("%q is no address literal", domain))
+		}
+		to.address, to.site = a, site.Of(domain)
+		return to, nil
+	}
+	return to, x.exchangers(ctx, to)
+}
+
+// route makes the target a route's host.
+func (to *target) route(host string) {
+	to.routed, to.site = true, site.Of(host)
+	if a, ok := wire.Literal(host); ok {
+		to.address = a
+	} else if a, err := netip.ParseAddr(host); err == nil {
+		to.address = a.Unmap()
+	} else {
+		to.groups = [][]string{{host}}
+	}
+}
+
+// exchangers makes the target the hosts of the domain's MX.
+func (x *Exit) exchangers(ctx context.Context, to *target) error {
+	mx, err := x.o.Resolver.LookupMX(ctx, to.domain)
+	switch {
+	case resolve.IsNotFound(err):
+		return reply.With(noHost(to.domain), err)
+	case err != nil:
+		return reply.With(dnsTrouble, err)
+	case mx.Null:
+		return reply.With(nullMX(to.domain), errors.New("null MX"))
+	}
+	to.implicit = mx.Implicit
+	var names []string
+	for i, h := range mx.Hosts {
+		if i == 0 || h.Preference != mx.Hosts[i-1].Preference {
+			to.groups = append(to.groups, nil)
+		}
+		last := &to.groups[len(to.groups)-1]
+		*last = append(*last, h.Name)
+		names = append(names, h.Name)
+	}
+	to.site = site.Of(names...)
+	return nil
+}
+
+// candidate is an address to try.
+type candidate struct {
+	host    string
+	address netip.AddrPort
+	usual   bool // the port is 25
+}
+
+// String is the candidate as it stands in Result.Where.
+func (c candidate) String() string {
+	s := "[" + c.address.Addr().String() + "]"
+	if !c.usual {
+		s += ":" + fmt.Sprint(c.address.Port())
+	}
+	if c.host != "" {
+		s = c.host + " " + s
+	}
+	return s
+}
+
+// walk goes over a target's addresses in the order in which they are tried, and
+// looks hosts up when their turn comes.
+type walk struct {
+	x     *Exit
+	to    *target
+	begun bool
+	group int // the next one to look up
+	ready []candidate
+	seen  map[netip.Addr]bool
+	tried int
+	given bool  // there was an address
+	soft  error // a host could not be looked up for now
+	self  bool  // this machine is one of the hosts
+}
+
+// next is the next address to try.
+func (w *walk) next(ctx context.Context) (candidate, bool) {
+	if !w.begun {
+		w.begun, w.seen = true, map[netip.Addr]bool{}
+		if w.to.address.IsValid() && !w.isSelf("", w.to.address) {
+			w.offer("", []netip.Addr{w.to.address})
+		}
+	}
+	if w.tried >= w.x.o.MaxAddresses {
+		return candidate{}, false
+	}
+	spare := w.ready
+	if w.tried > 0 && w.tried == w.x.o.MaxAddresses-1 {
+		w.ready = nil
+	}
+	for len(w.ready) == 0 && w.group < len(w.to.groups) && ctx.Err() == nil {
+		w.look(ctx, w.to.groups[w.group])
+		w.group++
+	}
+	if len(w.ready) == 0 {
+		w.ready = spare
+	}
+	if len(w.ready) == 0 {
+		return candidate{}, false
+	}
+	c := w.ready[0]
+	w.ready = w.ready[1:]
+	w.tried++
+	w.given = true
+	return c, true
+}
+
+// look looks the hosts of one preference up and makes their addresses ready.
+func (w *walk) look(ctx context.Context, group []string) {
+	hosts := append([]string(nil), group...)
+	w.x.o.Shuffle(len(hosts), func(i, j int) { hosts[i], hosts[j] = hosts[j], hosts[i] })
+	for _, h := range hosts {
+		if w.isSelf(h, netip.Addr{}) {
+			return
+		}
+	}
+	hosts = hosts[:min(len(hosts), maxHosts)]
+	found, errs := make([][]netip.Addr, len(hosts)), make([]error, len(hosts))
+	var wg sync.WaitGroup
+	for i, h := range hosts {
+		wg.Go(func() { found[i], errs[i] = w.x.o.Resolver.LookupAddrs(ctx, h) })
+	}
+	wg.Wait()
+	for i, h := range hosts {
+		if errs[i] != nil && !resolve.IsNotFound(errs[i]) {
+			w.soft = fmt.Errorf("host %s: %w", h, errs[i])
+		}
+		for _, a := range found[i] {
+			if w.isSelf(h, a) {
+				w.ready = nil
+				return
+			}
+		}
+	}
+	for i, h := range hosts {
+		addrs := append([]netip.Addr(nil), found[i]...)
+		w.x.o.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
+		w.offer(h, addrs)
+	}
+	w.ready = interleave(w.ready)
+}
+
+// isSelf notes whether a host is this one, and then leaves out what is left.
+func (w *walk) isSelf(host string, a netip.Addr) bool {
+	if w.to.routed || w.x.o.Self == nil || !w.x.o.Self(host, a) {
+		return false
+	}
+	w.self, w.group = true, len(w.to.groups)
+	return true
+}
+
+// offer makes those addresses ready that can be tried at all.
+func (w *walk) offer(host string, addrs []netip.Addr) {
+	for _, a := range addrs {
+		a = a.Unmap()
+		source := w.x.o.Source
+		if w.seen[a] || a.IsUnspecified() || a.IsMulticast() || source.IsValid() && source.Unmap().Is4() != a.Is4() {
+			continue
+		}
+		w.seen[a] = true
+		w.ready = append(w.ready, candidate{host, netip.AddrPortFrom(a, w.to.port), w.to.port == 25})
+	}
+}
+
+// interleave lets IPv6 and IPv4 take turns, each in its order.
+func interleave(all []candidate) []candidate {
+	var byFamily [2][]candidate
+	for _, c := range all {
+		f := 0
+		if c.address.Addr().Is4() {
+			f = 1
+		}
+		byFamily[f] = append(byFamily[f], c)
+	}
+	mixed := make([]candidate, 0, len(all))
+	for i := range all {
+		for _, family := range byFamily {
+			if i < len(family) {
+				mixed = append(mixed, family[i])
+			}
+		}
+	}
+	return mixed
+}
+
+// hopeless takes back an address of a network that this machine is not on.
+func (w *walk) hopeless() {
+	if len(w.seen) < maxHopeless {
+		w.tried--
+	}
+}
+
+// nothing is the result if there was no address to try.
+func (w *walk) nothing() Result {
+	name := w.to.domain
+	switch {
+	case w.self:
+		return Result{Reply: ambiguous}
+	case w.soft != nil:
+		return Result{Reply: dnsTrouble, Err: w.soft}
+	case w.to.routed && len(w.to.groups) > 0:
+		return Result{Reply: noRouteHost(w.to.groups[0][0])}
+	case w.to.implicit:
+		return Result{Reply: noHost(name)}
+	}
+	return Result{Reply: noAddress}
+}
