@@ -77,11 +77,12 @@ man: bin/postern
 	bin/postern man --dir cmd/postern/man
 
 install: build
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man8
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(PREFIX)/share/man/man5
 	install -m 755 bin/postern $(DESTDIR)$(PREFIX)/bin/postern
 	install -d $(DESTDIR)$(PREFIX)/lib/postern
 	install -m 755 bin/qmail-queue bin/qmail-remote $(DESTDIR)$(PREFIX)/lib/postern/
 	install -m 644 cmd/postern/man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8/
+	install -m 644 cmd/postern/man/*.5 $(DESTDIR)$(PREFIX)/share/man/man5/
 
 clean:
 	rm -rf bin run

@@ -73,15 +73,32 @@ func newFilter(_ pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) 
 	}
 	f := &filter{}
 	schema := pipeline.Facts()
+	var wrong []error
 	for i, r := range o.Rules {
 		c, err := r.compile(schema, i+1)
 		if err != nil {
-			return nil, fmt.Errorf("rule %d: %w", i+1, err)
+			wrong = append(wrong, keyError{key: fmt.Sprintf("rule[%d]", i), err: err})
 		}
 		f.rules = append(f.rules, c)
 	}
+	if err := errors.Join(wrong...); err != nil {
+		return nil, err
+	}
 	return f, nil
 }
+
+// keyError is an error about one key of the configuration, which is told to the
+// administrator with its place.
+type keyError struct {
+	key string
+	err error
+}
+
+func (e keyError) Error() string { return e.err.Error() }
+func (e keyError) Unwrap() error { return e.err }
+
+// Key is the key, from the filter's own table.
+func (e keyError) Key() string { return e.key }
 
 func (r Rule) compile(schema *rules.Schema, number int) (compiled, error) {
 	if r.When == "" {

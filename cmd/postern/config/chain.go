@@ -314,6 +314,12 @@ func (c *Config) makeFilter(p *problems, f *Filter, kind *pipeline.Kind, into *m
 func (c *Config) explain(p *problems, err error, path string, table place, set map[string]place) {
 	var mistakes *Errors
 	var about keyed
+	if several, ok := err.(interface{ Unwrap() []error }); ok && !errors.As(err, &mistakes) {
+		for _, err := range several.Unwrap() {
+			c.explain(p, err, path, table, set)
+		}
+		return
+	}
 	switch {
 	case errors.As(err, &mistakes):
 		p.take(mistakes.List, mistakes.More)
