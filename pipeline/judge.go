@@ -20,7 +20,7 @@ type Judge struct {
 	symbols []Symbol
 	trace   Trace
 	// kept is how much of the trace, results and symbols belongs to the session.
-	kept struct{ trace, results, symbols int }
+	kept   struct{ trace, results, symbols int }
 	worker *worker // nil until there is something to do
 	// idle is the time that filters in shadow took of the transaction's.
 	idle time.Duration
