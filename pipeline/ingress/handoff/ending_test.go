@@ -3,6 +3,7 @@ package handoff
 import (
 	"context"
 	"io"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
@@ -213,7 +214,7 @@ func TestStopGracefully(t *testing.T) {
 // The end of Serve's context stops the daemon too.
 func TestServeEndsWithItsContext(t *testing.T) {
 	path := t.TempDir() + "/s"
-	s, err := New(Options{Chains: &pipeline.Generations{}, Sink: &sink{}, Path: path})
+	s, err := New(Options{Chains: &pipeline.Generations{}, Sink: &sink{}, Path: path, Log: slog.New(slog.DiscardHandler)})
 	check(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)

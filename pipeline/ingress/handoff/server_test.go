@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -392,5 +394,51 @@ func TestUnservedServerShutsDown(t *testing.T) {
 	check(t, s.Shutdown(context.Background()))
 	if _, err := os.Lstat(path); err == nil {
 		t.Error("the socket is still there")
+	}
+}
+
+// Many at once, some of which give up: what was answered with 0 is stored, once.
+func TestManyAtOnce(t *testing.T) {
+	d := newDaemon(t, func(o *Options) { o.MaxSessions = 30 }, says(pipeline.Verdict{}))
+	const calls = 60
+	var callers sync.WaitGroup
+	var stored atomic.Int64
+	for i := range calls {
+		content, list := d.fed(large), d.fed(list)
+		callers.Go(func() {
+			c, err := dial(d.path)
+			if err == nil {
+				defer c.conn.Close()
+				err = c.hello(nil, 0, int(content.Fd()), int(list.Fd()))
+			}
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if i%6 == 0 {
+				return // gone
+			}
+			r, err := c.converse()
+			if err != nil || r.exit.Code != 0 {
+				t.Error(r.exit, err)
+				return
+			}
+			stored.Add(1)
+		})
+	}
+	callers.Wait()
+	told := 0
+	for range calls {
+		if line := d.log.line(t); line["answer"] == "250 2.0.0 ok" && line["caller_gone"] == nil {
+			told++
+		}
+	}
+	if n := stored.Load(); n != calls*5/6 || told < int(n) || len(d.sink.all()) < int(n) {
+		t.Error(n, told, len(d.sink.all()))
+	}
+	for _, m := range d.sink.all() {
+		if m.text != large {
+			t.Errorf("%d bytes", len(m.text))
+		}
 	}
 }

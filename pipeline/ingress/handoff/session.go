@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"runtime/debug"
 	"sync"
@@ -71,7 +72,11 @@ func (n *session) run() {
 	}()
 	n.rec.id = n.srv.o.Ident()
 	if err := n.hello(); err != nil {
-		n.rec.err = err
+		if n.rec.err = err; n.ctx.Err() != nil {
+			n.rec.err = context.Cause(n.ctx)
+		} else if errors.Is(err, io.EOF) {
+			n.rec.err = errGone
+		}
 		n.log()
 		return
 	}
