@@ -58,6 +58,9 @@ func ParsePath(s string, utf8 bool) (address, rest string, err error) {
 			return "", "", bad("no local part")
 		}
 		end += 1 + k
+	} else if strings.HasPrefix(s, `"`) {
+		// Its @, if it has one, would be taken for the domain's later on.
+		return "", "", bad("quoted local part without a domain")
 	}
 	if end > envelope.MaxAddress {
 		return "", "", bad("more than %d bytes", envelope.MaxAddress)
@@ -250,8 +253,11 @@ func FormatPath(address string, utf8 bool) (string, error) {
 	switch {
 	case errors.Is(err, ErrUTF8):
 		return "", err
-	case err == nil && n == len(local) && n > 0:
+	case err == nil && n == len(local) && n > 0 && (at >= 0 || local[0] != '"'):
 		return "<" + address + ">", nil
+	}
+	if at < 0 {
+		return "", bad("no domain, and a local part that needs quotes")
 	}
 	quoted, err := QuoteLocal(local, utf8)
 	if err != nil {
