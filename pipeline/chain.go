@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/postern-mta/postern/pipeline/envelope"
 	"github.com/postern-mta/postern/rules"
 )
 
@@ -38,7 +39,8 @@ const (
 type Mixed uint8
 
 // The zero Mixed goes by the session's standing: MixedReject for strangers,
-// MixedBounce for everybody else.
+// MixedBounce for everybody else. A report, whose sender is nobody, is always
+// answered by MixedReject.
 const (
 	MixedByStanding Mixed = iota
 	MixedBounce           // store for those who accept, a report for the rest
@@ -65,11 +67,16 @@ func ParseMixed(s string) (Mixed, bool) {
 	return 0, false
 }
 
-func (m Mixed) of(s *Session) Mixed {
-	if m != MixedByStanding {
+// of is the answer to a transaction. Where nobody can be told, because the
+// message is a report itself, nothing may be promised to anybody.
+func (m Mixed) of(tx *Transaction) Mixed {
+	nobody := tx.Envelope.Sender == "" || tx.Envelope.Sender == envelope.DoubleBounce
+	switch {
+	case nobody:
+		return MixedReject
+	case m != MixedByStanding:
 		return m
-	}
-	if s.Standing == Stranger {
+	case tx.Session.Standing == Stranger:
 		return MixedReject
 	}
 	return MixedBounce

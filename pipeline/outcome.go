@@ -199,7 +199,7 @@ func (p *passage) outcome() *Outcome {
 		o.held = append(o.held, p.copies[i].message.Body())
 	}
 	t, each := p.tally(), p.tx.Session.AnswersEach
-	switch t.answer(j.chain.o.Mixed.of(p.tx.Session), each) {
+	switch t.answer(j.chain.o.Mixed.of(p.tx), each) {
 	case deferIt:
 		o.Reply = p.first(Defer)
 	case refuseIt:
