@@ -2,6 +2,7 @@ package queue
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/postern-mta/postern/pipeline/reply"
@@ -14,106 +15,101 @@ type conclusion struct {
 	q        *Queue
 	l        *loaded
 	now      time.Time
-	batch    store.Batch
+	states   []store.SetState
 	outcomes []schedule.Outcome
 	done     uint32
-	failed   []uint32       // recipients given up by this delivery
-	late     []uint32       // recipients about whom the sender is to be warned
-	states   map[uint32]int // where in batch.States a recipient's stands
-	held     []*loaded      // bodies of reports, released in the end
+	failed   []store.SetState // recipients given up by this delivery
+	late     bool             // some are deferred, and the sender is to be told
+	earlier  bool             // failures of earlier deliveries are to be reported too
+	frozen   bool             // it could not be written down
 }
 
-// conclude writes down what became of a batch, reports what is to be reported,
-// and gives the batch back to the schedule. What cannot be written down is
-// tried until it can: until then the recipients stay in flight.
+// conclude writes down what became of a batch and gives it back to the
+// schedule. Conclusions about one message wait for each other.
 func (q *Queue) conclude(b schedule.Batch, t *track, l *loaded, started time.Time, results []Result, health schedule.Health) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	c := &conclusion{q: q, l: l, now: q.o.Now(), states: map[uint32]int{}}
-	defer c.release()
-	c.judge(b, started, results)
-	id := store.ID(b.ID)
-	if !q.isRemoved(t) {
-		q.finish(c, t, id)
-	}
+	t.writing.Lock()
+	defer t.writing.Unlock()
 	q.mu.Lock()
-	t.inFlight--
-	err := q.schedule.Done(c.now, b, health, c.outcomes)
-	if _, many := q.left[id]; many && !t.removed {
-		if q.left[id] -= c.done; q.left[id] == 0 {
-			delete(q.left, id)
-		}
-	}
-	gone := q.untrack(id, t)
+	count, many := q.many[t.id]
+	removed, held := t.removed, t.held
 	q.mu.Unlock()
-	gone.release()
-	if err != nil {
-		q.o.Log.Error("schedule", "error", err)
+	if !many {
+		count.left = 1
 	}
-}
-
-func (q *Queue) isRemoved(t *track) bool {
+	c := &conclusion{q: q, l: l, now: q.o.Now()}
+	c.judge(b, started, results, count.warned)
+	if !removed {
+		if !many {
+			c.late = c.late && !c.told()
+		}
+		c.earlier = count.owes
+		count.left -= min(c.done, count.left)
+		count.owes = count.owes || len(c.failed) > 0
+		removed = c.write(count, held)
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return t.removed
+	q.land(c.now, b, t, health, c.outcomes)
+	switch {
+	case removed || t.removed:
+		t.removed = true
+		delete(q.many, t.id)
+	case c.frozen || !many:
+	case count.left == 0: // it waits for its report, or for an operator
+		delete(q.many, t.id)
+	default:
+		q.many[t.id] = count
+	}
 }
 
 // judge makes states and outcomes of the results.
-func (c *conclusion) judge(b schedule.Batch, started time.Time, results []Result) {
+func (c *conclusion) judge(b schedule.Batch, started time.Time, results []Result, warned bool) {
 	q, birth := c.q, store.ID(b.ID).Time()
 	expired := schedule.Expired(birth, started, q.o.Lifetime)
 	backoff := q.channels[b.Channel].Backoff
 	c.outcomes = make([]schedule.Outcome, len(results))
+	c.states = make([]store.SetState, len(results))
 	for i, r := range results {
-		n := b.Recipients[i]
-		s := store.State{Attempts: uint16(min(b.Attempts+1, 1<<16-1)), Last: c.now, Reply: bounded(r.Reply), Where: reply.Clean(r.Where, store.MaxWhere), Perhaps: r.Perhaps}
+		s := store.State{
+			Attempts: uint16(min(b.Attempts+1, 1<<16-1)), Last: c.now, Reply: bounded(r.Reply), Where: reply.Clean(r.Where, store.MaxWhere),
+			Perhaps: r.Perhaps, Warned: warned,
+		}
 		switch {
 		case r.Reply.Class == reply.Success:
 			s.Status = store.Delivered
-		case r.Reply.Class == reply.Permanent:
+			c.done++
+			q.counters.delivered.Add(1)
+		case r.Reply.Class == reply.Permanent || expired:
 			s.Status = store.Failed
-		case expired:
-			s.Status = store.Failed
-			s.Reply = tooLong(s.Reply)
+			if r.Reply.Class != reply.Permanent {
+				s.Reply = tooLong(s.Reply)
+			}
+			c.done++
+			c.failed = append(c.failed, store.SetState{ID: store.ID(b.ID), Recipient: b.Recipients[i], State: s})
+			q.counters.failed.Add(1)
 		default:
 			s.Status = store.Deferred
 			s.Due = backoff.Next(birth, c.now, int(s.Attempts), q.o.Rand)
 			c.outcomes[i] = schedule.Outcome{Deferred: true, Due: s.Due}
+			c.late = c.late || !warned && q.mayWarn(c.l.message, c.now)
+			q.counters.deferred.Add(1)
 		}
-		c.set(b.ID, n, s)
-		c.count(n, s)
+		c.states[i] = store.SetState{ID: store.ID(b.ID), Recipient: b.Recipients[i], State: s}
 	}
-	q.log(b, c, results)
+	c.log(b, results)
 }
 
-func (c *conclusion) set(id uint64, n uint32, s store.State) {
-	c.states[n] = len(c.batch.States)
-	c.batch.States = append(c.batch.States, store.SetState{ID: store.ID(id), Recipient: n, State: s})
-}
-
-func (c *conclusion) state(n uint32) *store.State { return &c.batch.States[c.states[n]].State }
-
-func (c *conclusion) count(n uint32, s store.State) {
-	switch s.Status {
-	case store.Delivered:
-		c.done++
-		c.q.counters.delivered.Add(1)
-	case store.Failed:
-		c.done++
-		c.failed = append(c.failed, n)
-		c.q.counters.failed.Add(1)
-	case store.Deferred:
-		c.q.counters.deferred.Add(1)
-		if w := c.q.o.Bounce.Warn; w > 0 && c.now.Sub(c.l.message.ID.Time()) >= w {
-			c.late = append(c.late, n)
-		}
-	}
-}
-
-func (c *conclusion) release() {
-	for _, l := range c.held {
-		l.release()
-	}
+// told carries over, for a message with one recipient, that its sender was told
+// of the delay. When in doubt he was: one warning too few is better than one
+// with each attempt.
+func (c *conclusion) told() bool {
+	told := true
+	err := c.q.scan(c.l.message.ID, func(e *store.Entry) error {
+		told = e.State(0).Warned
+		return nil
+	})
+	c.states[0].State.Warned = err == nil && told
+	return told
 }
 
 // bounded keeps a remote server's words within what a state may hold.
@@ -129,68 +125,120 @@ func tooLong(r reply.Reply) reply.Reply {
 	return reply.Make(554, reply.Enhanced{Subject: 4, Detail: 7}, words)
 }
 
-// finish completes the batch with reports and removal, and writes it.
-func (q *Queue) finish(c *conclusion, t *track, id store.ID) {
-	q.mu.Lock()
-	others := t.inFlight > 1
-	left, many := q.left[id]
-	if !many {
-		left = 1
+// write writes the conclusion down, with everything that follows from it if it
+// is the last one about the message. It says whether the message is gone.
+func (c *conclusion) write(count tally, held bool) (removed bool) {
+	q, id := c.q, c.l.message.ID
+	if count.left == 0 && !count.owes {
+		// All that there is about the message goes, the new states too. A removal
+		// that a crash undoes makes a duplicate, not a loss.
+		if !c.persist(&store.Batch{Removes: []store.ID{id}}) {
+			return false
+		}
+		q.gone(id)
+		return true
 	}
-	q.mu.Unlock()
-	for {
-		if c.complete(q.ctx, left, others) {
-			return
+	if count.left == 0 && !held {
+		removed, err := c.finish()
+		if err == nil {
+			return removed
 		}
-		select {
-		case <-q.ctx.Done():
-			return // what is not written down is tried again after the start
-		case <-time.After(retryWrite):
+		q.o.Log.Error("cannot report a failure, trying again later", "id", id.String(), "error", reply.Clean(err.Error(), 500))
+	}
+	if !c.persist(&store.Batch{States: c.states}) || held {
+		return false
+	}
+	switch {
+	case count.left == 0:
+		q.owe(id, c.now, c.now.Add(retrySettle))
+	case len(c.failed) > 0, c.late:
+		q.owe(id, c.now, c.now.Add(gather(c.now.Sub(id.Time()))))
+	}
+	return false
+}
+
+// finish reports what is owed and removes the message, at once.
+func (c *conclusion) finish() (removed bool, err error) {
+	a := &account{q: c.q, message: c.l.message, content: c.l.content, now: c.now, over: true, failed: c.failed}
+	defer a.release()
+	a.batch.States = c.states
+	if c.earlier {
+		mine := map[uint32]bool{}
+		for _, s := range c.states {
+			mine[s.Recipient] = true
 		}
+		err := c.q.scan(a.message.ID, func(e *store.Entry) error {
+			for _, s := range e.States {
+				if s.State.Status == store.Failed && !s.State.Reported && !mine[s.Recipient] {
+					a.failed = append(a.failed, s)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return false, err
+		}
+	}
+	return a.settle(c.q.ctx)
+}
+
+// Pauses before a conclusion is written again, and how often it is tried. With
+// a store that is sound, only the end of the process makes it fail.
+const (
+	retryWrite = time.Second
+	writeTries = 30
+)
+
+// persist writes a conclusion that brings no new message: a store that has no
+// room for mail has room for that. If it cannot be written at all the
+// recipients are held in memory: mail that was delivered and cannot be noted as
+// such must not be delivered every few minutes.
+func (c *conclusion) persist(b *store.Batch) bool {
+	q, id := c.q, c.l.message.ID
+	for try := 1; ; try++ {
+		err := q.o.Store.Apply(context.WithoutCancel(q.ctx), b, true)
+		if err == nil {
+			return true
+		}
+		q.o.Log.Error("cannot write down a delivery", "id", id.String(), "try", try, "error", reply.Clean(err.Error(), 500))
+		if try >= writeTries || errors.Is(err, store.ErrClosed) || !q.pause(retryWrite) {
+			break
+		}
+	}
+	q.o.Log.Error("a delivery could not be written down; its recipients are kept back until a retry is ordered or Postern is started again, and may then get the message twice",
+		"id", id.String())
+	c.frozen = true
+	for i := range c.outcomes {
+		c.outcomes[i] = schedule.Outcome{Deferred: true, Hold: true}
+	}
+	return false
+}
+
+// pause waits; false means that the queue was closed and cannot wait longer.
+func (q *Queue) pause(d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-q.ctx.Done():
+		return false
+	case <-timer.C:
+		return true
 	}
 }
 
-// retryWrite is the pause before a conclusion is written again.
-const retryWrite = time.Second
-
-// complete makes the reports and applies everything at once.
-func (c *conclusion) complete(ctx context.Context, left uint32, others bool) bool {
-	b := c.batch
-	var keep bool
-	var err error
-	if !others {
-		keep, err = c.report(&b)
-	}
-	if err == nil && len(c.late) > 0 {
-		err = c.warn(&b)
-	}
-	if err == nil && left == c.done && !keep && len(b.Holds) == 0 {
-		// All that there is about the message goes, the new states too.
-		b.States = nil
-		b.Removes = append(b.Removes, c.l.message.ID)
-	}
-	if err == nil {
-		// A report must be as safe as the message that it stands for; a delivery
-		// may be forgotten in a crash and done again.
-		err = c.q.o.Store.Apply(context.WithoutCancel(ctx), &b, len(b.Puts) == 0)
-	}
-	if err != nil {
-		c.q.o.Log.Error("cannot write down a delivery, trying again", "id", c.l.message.ID.String(), "error", reply.Clean(err.Error(), 500))
-		return false
-	}
-	if len(b.Removes) > 0 {
-		c.q.counters.removed.Add(1)
-	}
-	c.q.enter(b.Puts)
-	return true
+// gone notes that a message was removed.
+func (q *Queue) gone(id store.ID) {
+	q.counters.removed.Add(1)
+	q.counters.messages.Add(-1)
+	q.o.Log.Info("end", "id", id.String())
 }
 
 // log writes a line for each recipient's result.
-func (q *Queue) log(b schedule.Batch, c *conclusion, results []Result) {
+func (c *conclusion) log(b schedule.Batch, results []Result) {
+	e := c.l.message.Envelope
 	for i, r := range results {
-		e := c.l.message.Envelope
-		s := c.batch.States[i].State
-		q.o.Log.Info("delivery", "id", store.ID(b.ID).String(), "channel", b.Channel, "from", reply.Clean(e.Sender, 1100),
+		s := c.states[i].State
+		c.q.o.Log.Info("delivery", "id", store.ID(b.ID).String(), "channel", b.Channel, "from", reply.Clean(e.Sender, 1100),
 			"to", reply.Clean(e.Recipients[b.Recipients[i]].Address, 1100), "status", s.Status.String(), "attempt", s.Attempts,
 			"where", s.Where, "reply", r.Reply.SMTP(), "age", c.now.Sub(c.l.message.ID.Time()).Round(time.Millisecond).String())
 	}

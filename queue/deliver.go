@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
-	"sync/atomic"
 	"time"
 
 	"github.com/postern-mta/postern/pipeline/envelope"
@@ -15,78 +14,19 @@ import (
 	"github.com/postern-mta/postern/queue/store"
 )
 
-// counters count what the queue did since it was opened.
-type counters struct {
-	loaded, submitted, delivered, deferred, failed, reports, warnings, removed atomic.Int64
-}
-
-// loaded is a message as it is on disk, shared by its deliveries.
-type loaded struct {
-	message *store.Message
-	content message.Message
-}
-
-func (l *loaded) release() {
-	if l != nil {
-		l.content.Body().Release() //nolint:errcheck // nothing depends on it
-	}
-}
-
-// loadTrack reads the message of a track, once for all deliveries that go on.
-// Concurrent first readers may both read; one result is kept.
-func (q *Queue) loadTrack(id store.ID, t *track) (*loaded, error) {
-	q.mu.Lock()
-	l := t.loaded
-	q.mu.Unlock()
-	if l != nil {
-		return l, nil
-	}
-	l, err := q.read(id)
-	if err != nil {
-		return nil, err
-	}
-	q.mu.Lock()
-	kept := t.loaded
-	if kept == nil {
-		t.loaded, kept, l = l, l, nil
-	}
-	q.mu.Unlock()
-	l.release()
-	return kept, nil
-}
-
-// read reads a message from the store; its body is held by the caller.
-func (q *Queue) read(id store.ID) (*loaded, error) {
-	r, err := q.o.Store.Reader()
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	m, err := r.Message(id)
-	if err != nil {
-		return nil, err
-	}
-	body, err := r.Body(m)
-	if err != nil {
-		return nil, err
-	}
-	head, _ := message.ParseHead(m.Head)
-	return &loaded{m, message.New(head, body)}, nil
-}
-
 // job delivers one batch and concludes it.
 func (q *Queue) job(b schedule.Batch, t *track) {
 	defer q.jobs.Done()
-	id := store.ID(b.ID)
+	defer q.wake()
+	defer q.untrack(t)
 	started := q.o.Now()
-	l, err := q.loadTrack(id, t)
+	l, err := q.loadTrack(t)
 	if err != nil {
 		q.unreadable(b, t, err)
 		return
 	}
 	results, health := q.deliver(b, l)
 	q.conclude(b, t, l, started, results, health)
-	q.wake()
 }
 
 // retryUnreadable is when a message is tried again that could not be read.
@@ -96,10 +36,9 @@ const retryUnreadable = 5 * time.Minute
 // removed by an operator meanwhile; any other stays, because bad disks are
 // repaired and a bounce cannot be taken back.
 func (q *Queue) unreadable(b schedule.Batch, t *track, err error) {
-	id := store.ID(b.ID)
-	gone := errors.Is(err, store.ErrNotFound)
+	gone := errors.Is(err, store.ErrNotFound) && !q.exists(t.id)
 	if !gone {
-		q.o.Log.Error("cannot read a queued message; it stays in the queue, see postern queue verify", "id", id.String(), "error", reply.Clean(err.Error(), 500))
+		q.complain(t.id, err)
 	}
 	now := q.o.Now()
 	outcomes := make([]schedule.Outcome, len(b.Recipients))
@@ -107,15 +46,37 @@ func (q *Queue) unreadable(b schedule.Batch, t *track, err error) {
 		outcomes[i] = schedule.Outcome{Deferred: !gone, Due: now.Add(retryUnreadable)}
 	}
 	q.mu.Lock()
-	t.inFlight--
-	err = q.schedule.Done(now, b, schedule.Unchanged, outcomes)
-	l := q.untrack(id, t)
-	q.mu.Unlock()
-	l.release()
-	if err != nil {
-		q.o.Log.Error("schedule", "error", err)
+	defer q.mu.Unlock()
+	q.land(now, b, t, schedule.Unchanged, outcomes)
+	if gone {
+		t.removed = true
+		delete(q.many, t.id)
 	}
-	q.wake()
+}
+
+// complain tells the operator of a message that cannot be read.
+func (q *Queue) complain(id store.ID, err error) {
+	q.o.Log.Error("cannot read a queued message; it stays in the queue, see postern queue verify", "id", id.String(), "error", reply.Clean(err.Error(), 500))
+}
+
+// exists reports whether there is anything of a message; if in doubt, there is.
+// A body that is missing must not make its message one that never was.
+func (q *Queue) exists(id store.ID) bool {
+	r, err := q.o.Store.Reader()
+	if err != nil {
+		return true
+	}
+	defer r.Close()
+	_, err = r.Message(id)
+	return !errors.Is(err, store.ErrNotFound)
+}
+
+// land gives a batch back to the schedule; the queue is locked.
+func (q *Queue) land(now time.Time, b schedule.Batch, t *track, h schedule.Health, outcomes []schedule.Outcome) {
+	t.inFlight--
+	if err := q.schedule.Done(now, b, h, outcomes); err != nil {
+		q.o.Log.Error("the schedule does not know a batch; this is a fault in Postern", "id", t.id.String(), "error", err)
+	}
 }
 
 // deliver runs the exit. A VERP sender differs for each recipient, who thus
@@ -123,7 +84,8 @@ func (q *Queue) unreadable(b schedule.Batch, t *track, err error) {
 func (q *Queue) deliver(b schedule.Batch, l *loaded) ([]Result, schedule.Health) {
 	c, ok := q.channels[b.Channel]
 	if !ok {
-		return same(len(b.Recipients), Result{Reply: reply.Trouble}), schedule.Unchanged
+		q.o.Log.Error("no such channel: mail for it waits", "channel", b.Channel, "id", store.ID(b.ID).String())
+		return same(len(b.Recipients), Result{Reply: reply.BadConfig}), schedule.Unchanged
 	}
 	groups := [][]uint32{b.Recipients}
 	sender := l.message.Envelope.Sender

@@ -125,22 +125,41 @@ type Queue struct {
 	o        Options
 	channels map[string]Channel
 	counters counters
+	notices  notices
 
 	mu       sync.Mutex // guards what follows; not held during I/O
 	schedule *schedule.Schedule
-	// left counts the recipients that are not done with of a message that has
-	// more than one; any other has one left.
-	left map[store.ID]uint32
-	// tracks are the messages with a delivery going on.
+	// many are the messages with more than one recipient. One that is in the
+	// schedule and not here has one left and owes no report.
+	many   map[store.ID]tally
 	tracks map[store.ID]*track
-	closed bool
+	idle   []*track // those kept without users, the longest idle first
+	owing  owing
+	// state is whether the queue has been started, and closed.
+	state state
 
-	kick    chan struct{}
+	kick    chan struct{} // wakes the dispatcher
+	remind  chan struct{} // wakes the settler
+	settles chan struct{} // slots of settle
 	jobs    sync.WaitGroup
-	loop    sync.WaitGroup
+	loops   sync.WaitGroup
 	ctx     context.Context
 	cancel  context.CancelFunc
-	notices notices
+}
+
+type state uint8
+
+const (
+	opened state = iota
+	started
+	closed
+)
+
+// tally is what memory knows of a message with more than one recipient.
+type tally struct {
+	left   uint32 // recipients that are not done with
+	owes   bool   // failures are written down that nobody was told of
+	warned bool   // the sender was told of a delay
 }
 
 // Open makes a queue of what the store holds. Nothing is delivered before Start.
@@ -149,7 +168,9 @@ func Open(o Options) (*Queue, error) {
 		return nil, err
 	}
 	q := &Queue{
-		o: o, channels: map[string]Channel{}, left: map[store.ID]uint32{}, tracks: map[store.ID]*track{}, kick: make(chan struct{}, 1),
+		o: o, channels: map[string]Channel{}, many: map[store.ID]tally{}, tracks: map[store.ID]*track{},
+		owing: owing{pending: map[store.ID]struct{}{}},
+		kick:  make(chan struct{}, 1), remind: make(chan struct{}, 1), settles: make(chan struct{}, settleSlots),
 	}
 	so := schedule.Options{SiteLimit: o.SiteLimit}
 	for _, c := range o.Channels {
@@ -160,88 +181,99 @@ func Open(o Options) (*Queue, error) {
 		so.Channels = append(so.Channels, schedule.Channel{Name: c.Name, Limit: c.Limit})
 	}
 	q.schedule = schedule.New(so)
-	q.ctx, q.cancel = context.WithCancel(context.Background())
 	if err := q.load(); err != nil {
 		return nil, fmt.Errorf("queue: %w", err)
 	}
+	q.ctx, q.cancel = context.WithCancel(context.Background())
 	return q, nil
 }
 
-// load fills the schedule from the store, and finishes what a crash left
-// undone: messages whose recipients are all done with, and failures that were
-// not yet reported.
+// load fills the schedule from the store, and notes what a crash left undone:
+// messages whose recipients are all done with, and failures that nobody was
+// told of. The settler finishes these, so that nothing about one message keeps
+// the queue from starting.
 func (q *Queue) load() error {
 	r, err := q.o.Store.Reader()
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	var undone []store.ID
-	err = r.Scan(0, func(e *store.Entry) error {
-		q.counters.loaded.Add(1)
-		left, owed := q.add(e)
-		if left == 0 || owed {
-			undone = append(undone, e.Message.ID)
+	now := q.o.Now()
+	return r.Scan(0, func(e *store.Entry) error {
+		q.counters.messages.Add(1)
+		t := q.add(e)
+		if e.Hold == nil && (t.left == 0 || t.owes) {
+			q.owing.add(e.Message.ID, now, now)
 		}
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	for _, id := range undone {
-		if err := q.settle(q.ctx, id); err != nil {
-			return fmt.Errorf("message %v: %w", id, err)
-		}
-	}
-	return nil
 }
 
-// add puts a message's recipients into the schedule: how many are left, and
-// whether the sender is owed a report.
-func (q *Queue) add(e *store.Entry) (left uint32, owed bool) {
-	id := e.Message.ID
-	next := 0
+// add puts a stored message's recipients into the schedule.
+func (q *Queue) add(e *store.Entry) (t tally) {
+	id, next := e.Message.ID, 0
 	for n, r := range e.Message.Envelope.Recipients {
 		var s store.State
 		if next < len(e.States) && e.States[next].Recipient == uint32(n) {
 			s = e.States[next].State
 			next++
 		}
+		t.note(s)
 		if s.Status.Done() {
-			owed = owed || s.Status == store.Failed && !s.Reported
 			continue
 		}
-		left++
 		channel, domain := q.o.Route(r.Address)
 		q.schedule.Add(schedule.Entry{
 			Channel: channel, Domain: domain, ID: uint64(id), Recipient: uint32(n), Due: s.Due, Attempts: int(s.Attempts), Held: e.Hold != nil,
 		})
 	}
-	if len(e.Message.Envelope.Recipients) > 1 {
-		q.left[id] = left
+	if len(e.Message.Envelope.Recipients) > 1 && t.left > 0 {
+		q.many[id] = t
 	}
-	return left, owed
+	return t
 }
 
-// Start begins to deliver.
-func (q *Queue) Start() {
-	q.loop.Add(1)
-	go q.dispatch()
+// note counts one recipient's state.
+func (t *tally) note(s store.State) {
+	if !s.Status.Done() {
+		t.left++
+	}
+	t.owes = t.owes || s.Status == store.Failed && !s.Reported
+	t.warned = t.warned || s.Warned
 }
+
+// Start begins to deliver. It may be called once; after Close it does nothing.
+func (q *Queue) Start() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.state != opened {
+		return
+	}
+	q.state = started
+	q.loops.Add(2)
+	go q.dispatch()
+	go q.remember()
+}
+
+// closeGrace is how long Close waits for exits that were cut off. One that does
+// not come back is left behind: what it did is done again after the start.
+const closeGrace = 5 * time.Second
 
 // Close stops delivering: nothing new is begun, what is going on may end until
-// ctx does and is then cut off. The store stays open.
+// ctx does and is then cut off. The store stays open; it is the caller's to
+// close, after this. The error is ctx's if deliveries had to be cut off.
 func (q *Queue) Close(ctx context.Context) error {
 	q.mu.Lock()
-	q.closed = true
+	q.state = closed
 	q.mu.Unlock()
 	q.wake()
-	q.loop.Wait()
 	done := make(chan struct{})
 	go func() {
+		q.loops.Wait() // they start jobs
 		q.jobs.Wait()
 		close(done)
 	}()
+	defer q.dropIdle()
 	defer q.cancel()
 	select {
 	case <-done:
@@ -249,46 +281,84 @@ func (q *Queue) Close(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	q.cancel()
-	<-done
+	grace := time.NewTimer(closeGrace)
+	defer grace.Stop()
+	select {
+	case <-done:
+	case <-grace.C:
+		q.o.Log.Error("deliveries do not end; they are left behind and made again after the next start", "messages", q.flying())
+	}
 	return ctx.Err()
 }
 
-// wake has the dispatcher look again.
+// flying are the messages with deliveries going on, ten at most.
+func (q *Queue) flying() []string {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	var all []string
+	for id, t := range q.tracks {
+		if t.inFlight > 0 && len(all) < 10 {
+			all = append(all, id.String())
+		}
+	}
+	return all
+}
+
+func (q *Queue) isClosed() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.state == closed
+}
+
+// wake has the dispatcher and the settler look again.
 func (q *Queue) wake() {
-	select {
-	case q.kick <- struct{}{}:
-	default:
+	for _, c := range [...]chan struct{}{q.kick, q.remind} {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
 	}
 }
 
 // dispatch hands out what is due, for as long as the queue is open.
 func (q *Queue) dispatch() {
-	defer q.loop.Done()
+	defer q.loops.Done()
+	each(q.kick, q.takeDue)
+}
+
+// each calls work when it is woken, and when as much time has passed as work
+// said, until work says that it is over.
+func each(kick <-chan struct{}, work func() (wait time.Duration, open bool)) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
-		wait, open := q.takeDue()
+		wait, open := work()
 		if !open {
 			return
 		}
 		timer.Reset(wait)
 		select {
-		case <-q.kick:
+		case <-kick:
 		case <-timer.C:
 		}
 	}
 }
 
-// maxSleep bounds the dispatcher's sleep, so that a clock that was set does not
+// maxSleep bounds the sleep of a loop, so that a clock that was set does not
 // keep it asleep.
 const maxSleep = time.Minute
+
+// sleep is how long to sleep until at.
+func sleep(now, at time.Time) time.Duration {
+	return min(maxSleep, max(at.Sub(now), time.Millisecond))
+}
 
 // takeDue starts a job for each batch that may go now, and says for how long
 // there will be nothing to do.
 func (q *Queue) takeDue() (wait time.Duration, open bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.closed {
+	if q.state == closed {
 		return 0, false
 	}
 	now := q.o.Now()
@@ -302,44 +372,8 @@ func (q *Queue) takeDue() (wait time.Duration, open bool) {
 		q.jobs.Add(1)
 		go q.job(b, t)
 	}
-	wait = maxSleep
 	if at, ok := q.schedule.NextWake(); ok {
-		wait = min(wait, max(at.Sub(now), time.Millisecond))
+		return sleep(now, at), true
 	}
-	return wait, true
-}
-
-// track is a message with a delivery going on.
-type track struct {
-	// mu serialises the conclusions about the message; it is taken before the
-	// queue's own.
-	mu sync.Mutex
-	// What follows is guarded by the queue's mutex.
-	inFlight int
-	users    int
-	removed  bool
-	loaded   *loaded
-}
-
-// track finds or makes the track of a message; the queue is locked.
-func (q *Queue) track(id store.ID) *track {
-	t := q.tracks[id]
-	if t == nil {
-		t = &track{}
-		q.tracks[id] = t
-	}
-	t.users++
-	return t
-}
-
-// untrack gives a track up; the queue is locked. The loaded message is returned
-// to be released if nobody uses it any more.
-func (q *Queue) untrack(id store.ID, t *track) *loaded {
-	if t.users--; t.users > 0 {
-		return nil
-	}
-	delete(q.tracks, id)
-	l := t.loaded
-	t.loaded = nil
-	return l
+	return maxSleep, true
 }

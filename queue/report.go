@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/postern-mta/postern/pipeline/envelope"
+	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/reply"
 	"github.com/postern-mta/postern/queue/dsn"
 	"github.com/postern-mta/postern/queue/store"
@@ -51,144 +52,155 @@ func (b Bounce) withDefaults(host string) Bounce {
 	return b
 }
 
-// report adds to b what the sender is to hear of recipients given up, by this
-// delivery or earlier ones. keep is set if the message stays in the queue
-// although nobody is left to deliver to.
-func (c *conclusion) report(b *store.Batch) (keep bool, err error) {
-	failed, err := c.owed()
-	if err != nil || len(failed) == 0 {
+// account is what is told about one message at a time, and what is written down
+// with it: the reports and the states that say so are one batch.
+type account struct {
+	q       *Queue
+	message *store.Message
+	content message.Message
+	now     time.Time
+	// over is set if no recipient is left to deliver to: the message is then
+	// removed, or held where an operator sees it.
+	over   bool
+	failed []store.SetState // given up, and nobody was told
+	late   []store.SetState // deferred, and the sender is to be warned
+
+	batch   store.Batch
+	reports []message.Message
+	log     []func()
+	noticed bool // the batch has a notice to the postmaster
+	marked  bool // the batch marks the failures as reported
+}
+
+func (a *account) release() {
+	for _, m := range a.reports {
+		m.Body().Release() //nolint:errcheck // nothing depends on it
+	}
+}
+
+// settle makes the reports and applies everything at once. It says whether the
+// message is gone.
+func (a *account) settle(ctx context.Context) (removed bool, err error) {
+	q, id := a.q, a.message.ID
+	keep, err := a.fail()
+	if err == nil && len(a.late) > 0 {
+		err = a.warn()
+	}
+	if err == nil {
+		if removed = a.over && !keep; removed {
+			a.batch.States, a.batch.Removes = nil, []store.ID{id}
+		}
+		// A report must be as safe as the message that it stands for.
+		err = q.apply(context.WithoutCancel(ctx), &a.batch, len(a.batch.Puts) == 0)
+	}
+	if err != nil {
+		if a.noticed {
+			q.notices.giveBack()
+		}
 		return false, err
 	}
-	if keep, err = c.reportFailures(b, failed); err != nil {
-		return false, err
+	for _, log := range a.log {
+		log()
 	}
-	for _, f := range failed {
-		s := f.State
-		s.Reported = true
-		b.States = append(b.States, store.SetState{ID: f.ID, Recipient: f.Recipient, State: s})
+	if removed {
+		q.gone(id)
 	}
-	return keep, nil
+	return removed, nil
 }
 
-// owed are the failures that the sender was not told of: this delivery's, and
-// those of deliveries that ended while others went on.
-func (c *conclusion) owed() ([]store.SetState, error) {
-	var owed []store.SetState
-	for _, n := range c.failed {
-		owed = append(owed, store.SetState{ID: c.l.message.ID, Recipient: n, State: *c.state(n)})
+// fail chooses who hears of failures, if anybody does. keep is set if the
+// message stays although nobody is left to deliver to.
+func (a *account) fail() (keep bool, err error) {
+	if len(a.failed) == 0 {
+		return false, nil
 	}
-	if len(c.l.message.Envelope.Recipients) == len(c.batch.States) {
-		return owed, nil
-	}
-	stored, err := c.q.entry(c.l.message.ID)
-	if err != nil {
-		return nil, err
-	}
-	for _, s := range stored.States {
-		_, mine := c.states[s.Recipient]
-		if !mine && s.State.Status == store.Failed && !s.State.Reported {
-			owed = append(owed, s)
-		}
-	}
-	return owed, nil
-}
-
-// entry reads one message with all its states.
-func (q *Queue) entry(id store.ID) (*store.Entry, error) {
-	r, err := q.o.Store.Reader()
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	var found *store.Entry
-	stop := fmt.Errorf("found")
-	err = r.Scan(id, func(e *store.Entry) error {
-		if e.Message.ID == id {
-			m := *e.Message
-			found = &store.Entry{Message: &m, States: append([]store.SetState(nil), e.States...), Hold: e.Hold}
-		}
-		return stop
-	})
-	switch {
-	case found != nil:
-		return found, nil
-	case err != nil && err != stop: //nolint:errorlint // stop is never wrapped
-		return nil, err
-	}
-	return nil, store.ErrNotFound
-}
-
-// reportFailures chooses who hears of failures, if anybody does.
-func (c *conclusion) reportFailures(b *store.Batch, failed []store.SetState) (keep bool, err error) {
-	m, q := c.l.message, c.q
+	m, q := a.message, a.q
 	sender := envelope.BounceAddress(m.Envelope.Sender)
+	told := a.failed
+	if sender != "" {
+		told = a.notified(a.failed, envelope.NotifyFailure)
+	}
 	switch {
 	case m.Envelope.Sender == envelope.DoubleBounce:
-		q.o.Log.Error("triple bounce: discarding a report that could not be delivered to the postmaster", "id", m.ID.String())
-		return false, nil
+		a.log = append(a.log, func() {
+			q.counters.discarded.Add(1)
+			q.o.Log.Error("triple bounce: discarding a report that could not be delivered to the postmaster", "id", m.ID.String())
+		})
+	case len(told) == 0: // NOTIFY=NEVER
 	case sender == "":
-		return false, c.send(b, dsn.Double, q.o.Bounce.Postmaster, failed, "")
-	case !q.o.Bounce.May(m.Origin, sender):
-		reason := "undeliverable, and its sender is not verified: no report was sent"
-		b.Holds = append(b.Holds, store.SetHold{ID: m.ID, Hold: &store.Hold{Reason: reason, Since: c.now}})
-		note, due := q.notices.next(c.now)
-		if !due {
-			return true, nil
-		}
-		return true, c.send(b, dsn.Held, q.o.Bounce.Postmaster, failed, note)
+		err = a.report(dsn.Double, q.o.Bounce.Postmaster, told, "")
+	case q.o.Bounce.May(m.Origin, sender):
+		err = a.report(dsn.Failure, sender, told, "")
+	case !a.over:
+		return false, nil // it is held as a whole when it is over
+	default:
+		keep, err = true, a.hold(told)
 	}
+	for _, f := range a.failed {
+		f.State.Reported = true
+		a.batch.States = append(a.batch.States, f)
+	}
+	a.marked = true
+	return keep, err
+}
+
+// hold keeps a message in the queue whose sender must not be told, and tells
+// the postmaster, now and then.
+func (a *account) hold(failed []store.SetState) error {
+	reason := "undeliverable, and its sender is not verified: no report was sent"
+	a.batch.Holds = append(a.batch.Holds, store.SetHold{ID: a.message.ID, Hold: &store.Hold{Reason: reason, Since: a.now}})
+	a.log = append(a.log, func() {
+		a.q.counters.held.Add(1)
+		a.q.o.Log.Warn("held", "id", a.message.ID.String(), "reason", reason)
+	})
+	note, due := a.q.notices.next(a.now)
+	if !due {
+		return nil
+	}
+	a.noticed = true
+	return a.report(dsn.Held, a.q.o.Bounce.Postmaster, failed, note)
+}
+
+// notified are those whose sender wants to hear of something: without NOTIFY,
+// of failures and delays (RFC 3461 §4.1).
+func (a *account) notified(all []store.SetState, of envelope.Notify) []store.SetState {
 	var told []store.SetState
-	for _, f := range failed {
-		if d := m.Envelope.Recipients[f.Recipient].DSN; d == nil || d.Notify == 0 || d.Notify&envelope.NotifyFailure != 0 {
-			told = append(told, f)
+	for _, s := range all {
+		if d := a.message.Envelope.Recipients[s.Recipient].DSN; d == nil || d.Notify == 0 || d.Notify&of != 0 {
+			told = append(told, s)
 		}
 	}
-	if len(told) == 0 {
-		return false, nil
-	}
-	return false, c.send(b, dsn.Failure, sender, told, "")
+	return told
 }
 
-// warn tells the sender of a delay, once for each recipient.
-func (c *conclusion) warn(b *store.Batch) error {
-	m := c.l.message
+// mayWarn reports whether the sender of a message is to be warned of its delay.
+func (q *Queue) mayWarn(m *store.Message, now time.Time) bool {
 	sender := envelope.BounceAddress(m.Envelope.Sender)
-	if sender == "" || m.Envelope.Sender == envelope.DoubleBounce || !c.q.o.Bounce.May(m.Origin, sender) {
-		return nil
-	}
-	stored, err := c.q.entry(m.ID)
-	if err != nil {
-		return err
-	}
-	var late []store.SetState
-	for _, n := range c.late {
-		d := m.Envelope.Recipients[n].DSN
-		if d != nil && d.Notify != 0 && d.Notify&envelope.NotifyDelay == 0 {
-			continue
-		}
-		s := *c.state(n)
-		s.Warned = true
-		if !stored.State(n).Warned {
-			late = append(late, store.SetState{ID: m.ID, Recipient: n, State: s})
-		}
-		// The new state takes the place of the one before in the same batch.
-		b.States = append(b.States, store.SetState{ID: m.ID, Recipient: n, State: s})
-	}
-	if len(late) == 0 {
-		return nil
-	}
-	c.q.counters.warnings.Add(1)
-	return c.send(b, dsn.Delay, sender, late, "")
+	w := q.o.Bounce.Warn
+	return w > 0 && now.Sub(m.ID.Time()) >= w && sender != "" && m.Envelope.Sender != envelope.DoubleBounce && q.o.Bounce.May(m.Origin, sender)
 }
 
-// send adds a report to the batch.
-func (c *conclusion) send(b *store.Batch, kind dsn.Kind, to string, about []store.SetState, note string) error {
-	q, m := c.q, c.l.message
-	id := q.o.Store.NewID()
+// warn tells the sender of a delay. All that are late are marked, also those of
+// whom he does not want to hear, so that nobody looks again.
+func (a *account) warn() error {
+	for _, s := range a.late {
+		s.State.Warned = true
+		a.batch.States = append(a.batch.States, s)
+	}
+	told := a.notified(a.late, envelope.NotifyDelay)
+	if len(told) == 0 {
+		return nil
+	}
+	return a.report(dsn.Delay, envelope.BounceAddress(a.message.Envelope.Sender), told, "")
+}
+
+// report adds a report to the batch.
+func (a *account) report(kind dsn.Kind, to string, about []store.SetState, note string) error {
+	q, m := a.q, a.message
 	r := dsn.Report{
 		Kind: kind, Host: q.o.Host, From: q.o.Bounce.From, To: to, Sender: m.Envelope.Sender, EnvID: m.Envelope.EnvID,
-		Arrival: m.ID.Time(), Now: c.now, GiveUp: m.ID.Time().Add(q.o.Lifetime), Original: c.l.content, HeadersOnly: m.Envelope.Ret == "HDRS",
-		MaxOriginal: q.o.Bounce.MaxOriginal, Format: q.o.Bounce.Format, ID: id.String(), Spool: q.o.Spool, Note: note,
+		Arrival: m.ID.Time(), Now: a.now, GiveUp: m.ID.Time().Add(q.o.Lifetime), Original: a.content, HeadersOnly: m.Envelope.Ret == "HDRS",
+		MaxOriginal: q.o.Bounce.MaxOriginal, Format: q.o.Bounce.Format, ID: q.o.Store.NewID().String(), Spool: q.o.Spool, Note: note,
 	}
 	for _, s := range about {
 		to := m.Envelope.Recipients[s.Recipient]
@@ -202,44 +214,15 @@ func (c *conclusion) send(b *store.Batch, kind dsn.Kind, to string, about []stor
 	if err != nil {
 		return err
 	}
-	c.held = append(c.held, &loaded{content: content})
-	q.counters.reports.Add(1)
-	_, err = q.puts(b, []Submission{{Envelope: r.Envelope(), Message: content, Origin: q.o.Bounce.Origin(), bounce: m.Bounce + 1}})
-	return err
-}
-
-// settle finishes what a crash left of a message: reports that are owed, and
-// the removal of one that is done with.
-func (q *Queue) settle(ctx context.Context, id store.ID) error {
-	e, err := q.entry(id)
+	a.reports = append(a.reports, content)
+	ids, err := q.puts(&a.batch, []Submission{{Envelope: r.Envelope(), Message: content, Origin: q.o.Bounce.Origin(), bounce: min(m.Bounce, 254) + 1}})
 	if err != nil {
 		return err
 	}
-	l, err := q.read(id)
-	if err != nil {
-		q.o.Log.Error("cannot read a queued message; it stays in the queue, see postern queue verify", "id", id.String(), "error", reply.Clean(err.Error(), 500))
-		return nil
-	}
-	c := &conclusion{q: q, l: l, now: q.o.Now(), states: map[uint32]int{}, held: []*loaded{l}}
-	defer c.release()
-	left := len(e.Message.Envelope.Recipients)
-	for _, s := range e.States {
-		if s.State.Status.Done() {
-			left--
-		}
-	}
-	b := c.batch
-	keep, err := c.report(&b)
-	if err != nil {
-		return err
-	}
-	if left == 0 && !keep && e.Hold == nil {
-		b.States, b.Removes = nil, []store.ID{id}
-	}
-	if err := q.o.Store.Apply(ctx, &b, false); err != nil {
-		return err
-	}
-	q.enter(b.Puts)
+	a.log = append(a.log, func() {
+		q.counters.reports[kind].Add(1)
+		q.o.Log.Info("report", "id", m.ID.String(), "kind", kind.String(), "as", ids[0].String(), "to", reply.Clean(to, envelope.MaxAddress), "about", len(about))
+	})
 	return nil
 }
 
@@ -247,23 +230,36 @@ func (q *Queue) settle(ctx context.Context, id store.ID) error {
 type notices struct {
 	mu         sync.Mutex
 	last       time.Time
+	before     time.Time // the one before, in case that the last one fails
 	suppressed int
+	noted      int // in the last one
 }
 
 // noticeEvery is how often the postmaster is told of held mail.
 const noticeEvery = 10 * time.Minute
 
-// next says whether a notice may go now, and what it has to add.
+// next says whether a notice may go now, and what it has to add. A clock that
+// was set back does not silence it.
 func (n *notices) next(now time.Time) (note string, due bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !n.last.IsZero() && now.Sub(n.last) < noticeEvery {
+	if age := now.Sub(n.last); !n.last.IsZero() && age >= 0 && age < noticeEvery {
 		n.suppressed++
 		return "", false
 	}
 	if n.suppressed > 0 {
 		note = fmt.Sprintf("%d other messages were held since the last notice.\n", n.suppressed)
 	}
+	n.before, n.noted = n.last, n.suppressed
 	n.last, n.suppressed = now, 0
 	return note, true
+}
+
+// giveBack takes the last notice back: it could not be written.
+func (n *notices) giveBack() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.last = n.before
+	n.suppressed += n.noted
+	n.noted = 0
 }

@@ -30,10 +30,7 @@ type Submission struct {
 // once and gets an ID that names nothing. Errors carry their answer
 // (reply.Of).
 func (q *Queue) Submit(ctx context.Context, all []Submission) ([]store.ID, error) {
-	q.mu.Lock()
-	closed := q.closed
-	q.mu.Unlock()
-	if closed {
+	if q.isClosed() {
 		return nil, reply.With(reply.Trouble, store.ErrClosed)
 	}
 	b := &store.Batch{}
@@ -44,12 +41,38 @@ func (q *Queue) Submit(ctx context.Context, all []Submission) ([]store.ID, error
 	if len(b.Puts) == 0 {
 		return ids, nil
 	}
-	if err := q.o.Store.Apply(ctx, b, false); err != nil {
+	if err := q.apply(ctx, b, false); err != nil {
 		return nil, fmt.Errorf("queueing: %w", err)
 	}
 	q.counters.submitted.Add(int64(len(b.Puts)))
-	q.enter(b.Puts)
 	return ids, nil
+}
+
+// apply applies a batch and puts its new messages into the schedule. Whoever
+// reads the store and wants to change one of these waits until they are there.
+func (q *Queue) apply(ctx context.Context, b *store.Batch, later bool) error {
+	if len(b.Puts) == 0 {
+		return q.o.Store.Apply(ctx, b, later)
+	}
+	tracks := make([]*track, len(b.Puts))
+	q.mu.Lock()
+	for i := range b.Puts {
+		tracks[i] = q.track(b.Puts[i].Message.ID)
+	}
+	q.mu.Unlock()
+	defer q.untrack(tracks...)
+	for _, t := range tracks {
+		t.writing.Lock()
+		defer t.writing.Unlock()
+	}
+	if err := q.o.Store.Apply(ctx, b, later); err != nil {
+		return err
+	}
+	for i := range b.Puts {
+		q.enter(&b.Puts[i])
+	}
+	q.wake()
+	return nil
 }
 
 // puts adds submissions to a batch.
@@ -104,19 +127,31 @@ func checkAddress(a string) error {
 	return nil
 }
 
-// enter puts stored messages into the schedule.
-func (q *Queue) enter(puts []store.Put) {
-	q.mu.Lock()
-	for i := range puts {
-		m := &puts[i].Message
-		for n, r := range m.Envelope.Recipients {
-			channel, domain := q.o.Route(r.Address)
-			q.schedule.Add(schedule.Entry{Channel: channel, Domain: domain, ID: uint64(m.ID), Recipient: uint32(n), Held: puts[i].Hold != nil})
+// enterAtOnce is how many recipients of a message enter the schedule under one
+// hold of the queue's lock.
+const enterAtOnce = 500
+
+// enter puts a stored message into the schedule.
+func (q *Queue) enter(p *store.Put) {
+	m := &p.Message
+	to := m.Envelope.Recipients
+	q.counters.messages.Add(1)
+	q.o.Log.Info("queued", "id", m.ID.String(), "from", reply.Clean(m.Envelope.Sender, envelope.MaxAddress), "recipients", len(to),
+		"size", int64(len(m.Head))+m.Body.Size, "held", p.Hold != nil, "report", m.Bounce)
+	entries := make([]schedule.Entry, 0, min(len(to), enterAtOnce))
+	for n := 0; n < len(to); {
+		entries = entries[:0]
+		for ; n < len(to) && len(entries) < enterAtOnce; n++ {
+			channel, domain := q.o.Route(to[n].Address)
+			entries = append(entries, schedule.Entry{Channel: channel, Domain: domain, ID: uint64(m.ID), Recipient: uint32(n), Held: p.Hold != nil})
 		}
-		if n := len(m.Envelope.Recipients); n > 1 {
-			q.left[m.ID] = uint32(n)
+		q.mu.Lock()
+		if n == len(entries) && len(to) > 1 {
+			q.many[m.ID] = tally{left: uint32(len(to))}
 		}
+		for _, e := range entries {
+			q.schedule.Add(e)
+		}
+		q.mu.Unlock()
 	}
-	q.mu.Unlock()
-	q.wake()
 }

@@ -8,6 +8,7 @@
 package dsn
 
 import (
+	"bufio"
 	"crypto/rand"
 	"fmt"
 	"strings"
@@ -28,6 +29,14 @@ const (
 	Double              // a report that could not be delivered itself, to the postmaster
 	Held                // mail that is held because its sender may not be told, to the postmaster
 )
+
+// Kinds is how many kinds there are, for tables indexed by Kind.
+const Kinds = int(Held) + 1
+
+var kindNames = [Kinds]string{"failure", "delay", "double", "held"}
+
+// String is the kind's word in logs and metrics.
+func (k Kind) String() string { return kindNames[k] }
 
 // Format is how a report is written.
 type Format uint8
@@ -111,13 +120,21 @@ func (r *Report) Envelope() envelope.Envelope {
 
 // Build writes the report. The caller holds its body.
 func (r *Report) Build() (message.Message, error) {
+	// Nobody can know the boundary beforehand and write it into an original.
+	return r.build("postern-" + rand.Text())
+}
+
+func (r *Report) build(boundary string) (message.Message, error) {
 	w := message.NewWriter(r.Spool, 0)
-	b := &writer{w: w, r: r, boundary: "postern-" + rand.Text()}
+	b := &writer{w: w, buf: bufio.NewWriterSize(w, 8<<10), r: r, boundary: boundary, utf8: r.utf8()}
 	build := b.mime
 	if r.Format == QSBMF {
 		build = b.qsbmf
 	}
 	build()
+	if b.err == nil {
+		b.err = b.buf.Flush()
+	}
 	if b.err != nil {
 		w.Abort()
 		return message.Message{}, fmt.Errorf("writing a report: %w", b.err)
@@ -163,13 +180,34 @@ func (b *writer) head() []message.FieldEdit {
 	return fields
 }
 
+// maxShown bounds an address in a report in bytes, so that no line of ours is
+// longer than RFC 5322 §2.1.1 allows. No mailbox has a name that long.
+const maxShown = 900
+
 // address makes an address fit for a field or a line of a report: no control
-// bytes, and none that would end it.
+// bytes, none that would end it, and not longer than a line.
 func address(a string) string {
-	return strings.Map(func(c rune) rune {
-		if c < ' ' || c == 0x7f || c == '<' || c == '>' {
+	a = strings.Map(func(c rune) rune {
+		if c < ' ' || c == '<' || c == '>' || 0x7f <= c && c < 0xa0 || c == 0x2028 || c == 0x2029 {
 			return '?'
 		}
 		return c
 	}, strings.ToValidUTF8(a, "?"))
+	if len(a) > maxShown {
+		a = strings.ToValidUTF8(a[:maxShown], "") + "..."
+	}
+	return a
+}
+
+// utf8 reports whether the report itself has to say what is not ASCII.
+func (r *Report) utf8() bool {
+	if !ascii(r.To) || !ascii(r.From) || !ascii(r.Sender) {
+		return true
+	}
+	for i := range r.Recipients {
+		if !ascii(r.Recipients[i].Address) {
+			return true
+		}
+	}
+	return false
 }

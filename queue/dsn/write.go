@@ -1,6 +1,7 @@
 package dsn
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"strings"
@@ -13,45 +14,42 @@ import (
 // writer writes a report's body and remembers the first error.
 type writer struct {
 	w        *message.Writer
+	buf      *bufio.Writer
 	r        *Report
 	boundary string
+	utf8     bool // see Report.utf8
 	err      error
 }
 
 func (b *writer) print(format string, args ...any) {
 	if b.err == nil {
-		_, b.err = fmt.Fprintf(b.w, format, args...)
+		_, b.err = fmt.Fprintf(b.buf, format, args...)
 	}
 }
 
 func (b *writer) copy(r io.Reader) {
 	if b.err == nil {
-		_, b.err = io.Copy(b.w, r)
+		_, b.err = io.Copy(b.buf, r)
 	}
 }
 
-// whole reports whether the original goes with the report in full.
+// whole reports whether the original goes with the report in full. A delay is
+// reported with the head alone (RFC 3461 §4.3).
 func (b *writer) whole() bool {
 	limit := b.r.MaxOriginal
 	if limit == 0 {
 		limit = DefaultMaxOriginal
 	}
-	return !b.r.HeadersOnly && limit > 0 && b.r.Original.Size() <= limit
+	return b.r.Kind != Delay && !b.r.HeadersOnly && limit > 0 && b.r.Original.Size() <= limit
 }
 
-func (b *writer) eightBit() bool {
+func (b *writer) eightBit() bool { return b.utf8 || b.originalEightBit() }
+
+func (b *writer) originalEightBit() bool {
 	if b.whole() {
-		return b.r.Original.Form() != message.SevenBit || !ascii(b.addresses())
+		return b.r.Original.Form() != message.SevenBit
 	}
-	return !ascii(b.r.Original.HeadText()) || !ascii(b.addresses())
-}
-
-func (b *writer) addresses() string {
-	var all strings.Builder
-	for _, r := range b.r.Recipients {
-		all.WriteString(r.Address)
-	}
-	return all.String() + b.r.To + b.r.From
+	return !ascii(b.r.Original.HeadText())
 }
 
 func ascii(s string) bool {
@@ -119,29 +117,32 @@ func (b *writer) qsbmf() {
 }
 
 // mime writes a multipart/report (RFC 6522 §3): words for people, the status
-// for programs, the original.
+// for programs, the original. What is UTF-8 goes by the names of RFC 6533 §5.
 func (b *writer) mime() {
+	status, whole, headers := "message/delivery-status", "message/rfc822", "text/rfc822-headers"
+	if b.utf8 {
+		status = "message/global-delivery-status"
+	}
+	if b.r.Original.Form() == message.UTF8 {
+		whole, headers = "message/global", "message/global-headers"
+	}
 	b.print("--%s\nContent-Type: text/plain; charset=utf-8\n", b.boundary)
-	b.encoding(!ascii(b.addresses()))
+	b.encoding(b.utf8)
 	b.print("\n")
 	b.greeting()
 	b.paragraphs()
-	b.print("--%s\nContent-Type: message/delivery-status\n", b.boundary)
-	b.encoding(!ascii(b.addresses()))
+	b.print("--%s\nContent-Type: %s\n", b.boundary, status)
+	b.encoding(b.utf8)
 	b.print("\n")
 	b.status()
+	original, kind := io.Reader(strings.NewReader(b.r.Original.HeadText())), headers
 	if b.whole() {
-		b.print("\n--%s\nContent-Type: message/rfc822\n", b.boundary)
-		b.encoding(b.r.Original.Form() != message.SevenBit)
-		b.print("\n")
-		b.copy(b.r.Original.Reader())
-	} else {
-		head := b.r.Original.HeadText()
-		b.print("\n--%s\nContent-Type: text/rfc822-headers\n", b.boundary)
-		b.encoding(!ascii(head))
-		b.print("\n")
-		b.copy(strings.NewReader(head))
+		original, kind = b.r.Original.Reader(), whole
 	}
+	b.print("\n--%s\nContent-Type: %s\n", b.boundary, kind)
+	b.encoding(b.originalEightBit())
+	b.print("\n")
+	b.copy(original)
 	b.print("\n--%s--\n", b.boundary)
 }
 
@@ -163,8 +164,7 @@ func (b *writer) status() {
 	b.print("Arrival-Date: %s\n", r.Arrival.UTC().Format(dateLayout))
 	for _, to := range r.Recipients {
 		b.print("\n")
-		if to.ORcpt != "" {
-			kind, rest, _ := strings.Cut(to.ORcpt, ";")
+		if kind, rest, ok := strings.Cut(to.ORcpt, ";"); ok && kind != "" && rest != "" {
 			b.print("Original-Recipient: %s; %s\n", reply.Clean(kind, 40), xtext(rest))
 		}
 		kind := "rfc822"

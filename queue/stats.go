@@ -1,0 +1,86 @@
+package queue
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/postern-mta/postern/queue/dsn"
+	"github.com/postern-mta/postern/queue/schedule"
+	"github.com/postern-mta/postern/queue/store"
+)
+
+// counters count what the queue did since it was opened; messages is how many
+// it holds.
+type counters struct {
+	messages, submitted, removed, deleted, held, discarded atomic.Int64
+	delivered, deferred, failed                            atomic.Int64
+	reports                                                [dsn.Kinds]atomic.Int64
+}
+
+// Stats is the queue at a glance.
+type Stats struct {
+	// Messages are those in the queue now, held ones included; Recipients those
+	// that are not done with.
+	Messages   int64
+	Recipients schedule.Counts
+	// Oldest is when the oldest message came; zero without any.
+	Oldest   time.Time
+	Channels []schedule.ChannelInfo
+	// What follows counts since the queue was opened. Submitted, Removed, Deleted
+	// (by operators), Held (undeliverable, with a sender who must not be told) and
+	// Discarded (triple bounces) are messages; Delivered, Deferred and Failed are
+	// attempts for one recipient.
+	Submitted, Removed, Deleted, Held, Discarded int64
+	Delivered, Deferred, Failed                  int64
+	// Reports are the reports sent, by kind.
+	Reports [dsn.Kinds]int64
+}
+
+// Stats takes a look. It costs as much as there are domains in the queue.
+func (q *Queue) Stats() (Stats, error) {
+	c := &q.counters
+	s := Stats{
+		Messages: c.messages.Load(), Submitted: c.submitted.Load(), Removed: c.removed.Load(), Deleted: c.deleted.Load(), Held: c.held.Load(),
+		Discarded: c.discarded.Load(), Delivered: c.delivered.Load(), Deferred: c.deferred.Load(), Failed: c.failed.Load(),
+	}
+	for i := range s.Reports {
+		s.Reports[i] = c.reports[i].Load()
+	}
+	q.mu.Lock()
+	s.Channels = q.schedule.Channels()
+	q.mu.Unlock()
+	for _, in := range s.Channels {
+		s.Recipients.Queued += in.Queued
+		s.Recipients.InFlight += in.InFlight
+		s.Recipients.Held += in.Held
+	}
+	r, err := q.o.Store.Reader()
+	if err != nil {
+		return s, err
+	}
+	defer r.Close()
+	err = r.Scan(0, func(e *store.Entry) error {
+		s.Oldest = e.Message.ID.Time()
+		return errStop
+	})
+	if errors.Is(err, errStop) {
+		err = nil
+	}
+	return s, err
+}
+
+// Sites tells about the sites that have mail or had some lately, by name.
+func (q *Queue) Sites() []schedule.SiteInfo {
+	now := q.o.Now()
+	var all []schedule.SiteInfo
+	q.mu.Lock()
+	for in := range q.schedule.Sites(now) {
+		all = append(all, in)
+	}
+	q.mu.Unlock()
+	slices.SortFunc(all, func(a, b schedule.SiteInfo) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
