@@ -18,7 +18,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOFUMPT     = mvdan.cc/gofumpt@v0.12.0
 
 # Debian packages of the real programs that the tests talk to.
-DEPS = mailfront ucspi-tcp swaks daemontools
+DEPS = gcc libc6-dev mailfront ucspi-tcp swaks daemontools
 
 .PHONY: build shims deps test check bench fuzz run install man clean
 
