@@ -94,7 +94,8 @@ func New(o Options) (*Resolver, error) {
 
 // MX is where a domain takes its mail.
 type MX struct {
-	// Hosts by preference; among equals in the order of their names.
+	// Hosts by preference; among equals in the order of their names. There are none
+	// if Null is set, or if no record names what can be a host.
 	Hosts []Host
 	// Null is set for a domain that takes no mail (RFC 7505 §3); Hosts is empty.
 	Null bool
@@ -123,14 +124,14 @@ func (r *Resolver) LookupMX(ctx context.Context, domain string) (MX, error) {
 		m := rr.(*dns.MX)
 		if name := host(m.Mx); name != "" {
 			mx.Hosts = append(mx.Hosts, Host{name, m.Preference})
-		} else {
+		} else if m.Mx == "." {
 			mx.Null = true
 		}
 	}
 	switch {
 	case len(mx.Hosts) > 0:
 		mx.Null = false
-	case !mx.Null:
+	case len(a.records) == 0:
 		name, err := ascii(domain)
 		if err != nil {
 			return MX{}, notFound(domain, err)
@@ -327,28 +328,36 @@ func (r *Resolver) ask(ctx context.Context, name string, kind uint16) (answer, e
 // resolve follows aliases that the server left to us.
 func (r *Resolver) resolve(ctx context.Context, q question) (answer, error) {
 	seen := map[string]bool{}
-	ttl := r.o.MaxTTL
+	ttl, authentic := r.o.MaxTTL, true
 	for range maxChain {
 		seen[q.name] = true
 		m, err := r.exchange(ctx, q)
 		if err != nil {
 			return answer{}, err
 		}
-		a, next := r.read(m, q)
-		ttl = min(ttl, a.ttl)
-		if a.ttl = ttl; next == "" {
+		a, next, err := r.read(m, q)
+		if err != nil {
+			return answer{}, err
+		}
+		ttl, authentic = min(ttl, a.ttl), authentic && a.authentic
+		if a.ttl, a.authentic = ttl, authentic; next == "" {
 			return a, nil
 		}
 		if q.name = next; seen[next] {
-			return answer{}, errors.New("aliases (CNAME) lead in a circle")
+			return answer{}, errCircle
 		}
 	}
-	return answer{}, fmt.Errorf("more than %d aliases (CNAME) in a row", maxChain)
+	return answer{}, errChain
 }
+
+var (
+	errCircle = errors.New("aliases (CNAME) lead in a circle")
+	errChain  = fmt.Errorf("more than %d aliases (CNAME) in a row", maxChain)
+)
 
 // read takes what answers q out of a response; next is an alias whose target
 // the response does not hold.
-func (r *Resolver) read(m *dns.Msg, q question) (a answer, next string) {
+func (r *Resolver) read(m *dns.Msg, q question) (a answer, next string, err error) {
 	a = answer{authentic: m.AuthenticatedData && r.o.TrustAD, missing: m.Rcode == dns.RcodeNameError, ttl: r.o.MaxTTL}
 	alias := map[string]string{}
 	for _, rr := range m.Answer {
@@ -358,13 +367,23 @@ func (r *Resolver) read(m *dns.Msg, q question) (a answer, next string) {
 		}
 	}
 	name := strings.ToLower(q.name)
-	for i := 0; i < maxChain && alias[name] != ""; i++ {
+	for i := 0; alias[name] != ""; i++ {
+		if i > len(alias) {
+			return answer{}, "", errCircle
+		}
+		if i == maxChain {
+			return answer{}, "", errChain
+		}
 		name = alias[name]
 	}
-	text := 0
+	text, stray := 0, false
 	for _, rr := range m.Answer {
 		h := rr.Header()
-		if h.Rrtype != q.kind || strings.ToLower(h.Name) != name || len(a.records) == maxRecords {
+		if h.Rrtype != q.kind || len(a.records) == maxRecords {
+			continue
+		}
+		if strings.ToLower(h.Name) != name {
+			stray = true
 			continue
 		}
 		if text += dns.Len(rr); text > maxText {
@@ -375,10 +394,14 @@ func (r *Resolver) read(m *dns.Msg, q question) (a answer, next string) {
 	}
 	if len(a.records) > 0 {
 		a.missing = false
-		return a, ""
+		return a, "", nil
+	}
+	if stray {
+		// Not to be taken for an absence.
+		return answer{}, "", errors.New("the answer is about another name")
 	}
 	if name != strings.ToLower(q.name) && !a.missing {
-		return a, name
+		return a, name, nil
 	}
 	a.ttl = min(a.ttl, r.o.MaxNegativeTTL)
 	for _, rr := range m.Ns {
@@ -386,7 +409,7 @@ func (r *Resolver) read(m *dns.Msg, q question) (a answer, next string) {
 			a.ttl = min(a.ttl, time.Duration(min(soa.Minttl, soa.Hdr.Ttl))*time.Second)
 		}
 	}
-	return a, ""
+	return a, "", nil
 }
 
 // exchange asks the servers in turn until one gives an answer that says
@@ -431,8 +454,29 @@ func (r *Resolver) one(ctx context.Context, q question, server string) (*dns.Msg
 			return nil, fmt.Errorf("it answered %s", dns.RcodeToString[in.Rcode])
 		case in.Truncated:
 			return nil, errors.New("the answer is cut short over TCP")
+		case isLame(in):
+			return nil, errors.New("it neither knows the answer nor asks for it")
 		}
 		return in, nil
 	}
 	return nil, errors.New("no answer")
+}
+
+// isLame reports whether a response says nothing: its server is not the one to
+// know, and sends on instead of asking. Taken for an absence, it would bounce
+// mail.
+func isLame(m *dns.Msg) bool {
+	if m.Authoritative || len(m.Answer) > 0 || m.Rcode != dns.RcodeSuccess {
+		return false
+	}
+	referral := false
+	for _, rr := range m.Ns {
+		switch rr.(type) {
+		case *dns.SOA:
+			return false
+		case *dns.NS:
+			referral = true
+		}
+	}
+	return referral || !m.RecursionAvailable
 }
