@@ -143,6 +143,7 @@ func TestNoServer(t *testing.T) {
 		{"MX without an address", "d.test", func(n *internet, _ *smtp.Options) {
 			n.mx["d.test"] = exchangers(resolve.Host{Name: "mx.d.test"})
 		}, "550 5.4.4 Sorry, I couldn't find a mail exchanger or IP address."},
+		{"MX that names no host", "d.test", func(n *internet, _ *smtp.Options) { n.mx["d.test"] = exchangers() }, "550 5.4.4 Sorry, I couldn't find a mail exchanger or IP address."},
 		{"MX whose address nobody could tell", "d.test", func(n *internet, _ *smtp.Options) {
 			n.mx["d.test"] = exchangers(resolve.Host{Name: "mx1.d.test"}, resolve.Host{Name: "mx2.d.test", Preference: 1})
 			n.soft["mx2.d.test"] = true
@@ -216,6 +217,15 @@ func TestNextAddress(t *testing.T) {
 				t.Errorf("%+v, %+v", r, second.Stats())
 			}
 		})
+	}
+}
+
+func TestAddressAsExchanger(t *testing.T) {
+	n := newInternet(t)
+	n.mx["d.test"] = exchangers(resolve.Host{Name: "192.0.2.1"})
+	n.serve("unnamed", "192.0.2.1")
+	if r := one(t, n.exit(smtp.Options{}), job("d.test", "r@d.test")); r.Reply.Class != reply.Success {
+		t.Errorf("%+v", r)
 	}
 }
 

@@ -93,6 +93,8 @@ func (x *Exit) exchangers(ctx context.Context, to *target) error {
 		return reply.With(dnsTrouble, err)
 	case mx.Null:
 		return reply.With(nullMX(to.domain), errors.New("null MX"))
+	case len(mx.Hosts) == 0:
+		return reply.With(noAddress, errors.New("no MX names a host"))
 	}
 	to.implicit = mx.Implicit
 	var names []string
@@ -187,6 +189,10 @@ func (w *walk) look(ctx context.Context, group []string) {
 	found, errs := make([][]netip.Addr, len(hosts)), make([]error, len(hosts))
 	var wg sync.WaitGroup
 	for i, h := range hosts {
+		if a, err := netip.ParseAddr(h); err == nil {
+			found[i] = []netip.Addr{a} // an MX must not name an address, but some do (dns.c:dns_ipplus)
+			continue
+		}
 		wg.Go(func() { found[i], errs[i] = w.x.o.Resolver.LookupAddrs(ctx, h) })
 	}
 	wg.Wait()
