@@ -200,6 +200,11 @@ func scripts() []script {
 			all = append(all, script{name: where.String() + " 554", steps: at(where, smtptest.Step{Reply: "554 5.7.1 no"}), phase: phase, code: 554})
 			continue
 		}
+		if phase != smtp.Data && phase != smtp.Dot {
+			all = append(all, script{name: where.String() + " 354", steps: at(where, smtptest.Step{Reply: "354 go"}), phase: phase, code: 354})
+		} else if phase == smtp.Data {
+			all = append(all, script{name: where.String() + " 250", steps: at(where, smtptest.Step{Reply: "250 ok"}), phase: phase, code: 250})
+		}
 		for _, text := range []string{"450 4.2.0 later", "550-5.7.1 no\n550 5.7.1 never"} {
 			code := int(text[0]-'0')*100 + 50
 			all = append(all, script{name: where.String() + " " + text[:3], steps: at(where, smtptest.Step{Reply: text}), phase: phase, code: code, usable: true})
@@ -276,6 +281,70 @@ func TestFaultsInTheBody(t *testing.T) {
 				t.Fatal(err, len(s.Messages()))
 			}
 		})
+	}
+}
+
+// TestAnswerInTheBody: a server that does not wait for the end is heard.
+func TestAnswerInTheBody(t *testing.T) {
+	for end, phase := range map[smtptest.End]smtp.Phase{smtptest.Close: smtp.Body, smtptest.Hole: smtp.Dot} {
+		s := smtptest.New(t, smtptest.Step{At: smtptest.Body, Bytes: 1000, Reply: "552 5.3.4 too big", End: end})
+		c := dial(t, s, smtp.ClientOptions{})
+		err := converse(t.Context(), c, content(big()))
+		var failed *smtp.Error
+		if !errors.As(err, &failed) || failed.Phase != phase || failed.Perhaps || failed.Reply.String() != "552 5.3.4 too big" {
+			t.Errorf("%v: %v", end, err)
+		}
+	}
+}
+
+// TestLoneDot: a server that says 354 though it took nobody gets the shortest
+// message there is, and nothing of ours.
+func TestLoneDot(t *testing.T) {
+	for _, refused := range []smtptest.At{smtptest.Mail, smtptest.Rcpt} {
+		s := smtptest.New(t, smtptest.Step{At: refused, Times: 1, Reply: "550 5.7.1 no"}, smtptest.Step{At: smtptest.Data, Times: 1, Reply: "354 go ahead"})
+		c := ready(t, s, smtp.ClientOptions{})
+		var failed *smtp.Error
+		if _, err := c.Transaction(t.Context(), envelope.To("a@b", "c@d"), content(sample)); !errors.As(err, &failed) || failed.Reply.Code != 550 || !c.Usable() {
+			t.Fatal(err)
+		}
+		if _, err := c.Transaction(t.Context(), envelope.To("a@b", "c@d"), content(sample)); err != nil {
+			t.Fatal(err)
+		}
+		all := s.Messages()
+		if len(all) != 2 || len(all[0].Content) != 0 || len(all[0].Recipients) != 0 || string(all[1].Content) != sample {
+			t.Errorf("%d messages, the first %+v", len(all), all[0])
+		}
+	}
+}
+
+func TestReset(t *testing.T) {
+	s := smtptest.New(t, smtptest.Step{At: smtptest.Reset, Skip: 1, Times: 1, Reply: "500 5.5.1 what?"})
+	c := ready(t, s, smtp.ClientOptions{})
+	if err := c.Reset(t.Context()); err != nil || !c.Usable() {
+		t.Error(err)
+	}
+	var failed *smtp.Error
+	if err := c.Reset(t.Context()); !errors.As(err, &failed) || failed.Phase != smtp.After || failed.Error() != "after: 500 5.5.1 what?" || c.Usable() {
+		t.Error(err)
+	}
+	if err := c.Quit(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestBadHello(t *testing.T) {
+	s := smtptest.New(t)
+	for _, name := range []string{"a b", "x\r\nMAIL FROM:<a@b>", strings.Repeat("x", 256), "\xff"} {
+		c := dial(t, s, smtp.ClientOptions{Hello: name})
+		if _, err := c.Greet(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Hello(t.Context()); err == nil || c.Usable() {
+			t.Errorf("%q was said", name)
+		}
+	}
+	if n := s.Stats().Commands; n != 0 {
+		t.Errorf("%d commands", n)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -99,6 +100,20 @@ func (m *Message) Addresses() []string {
 		all[i] = r.Address
 	}
 	return all
+}
+
+// ID is the value of the content's Message-ID field, "" if there is none or the
+// content is not kept.
+func (m *Message) ID() string {
+	for line := range strings.SplitSeq(string(m.Content), "\n") {
+		if line == "" {
+			break
+		}
+		if name, value, ok := strings.Cut(line, ":"); ok && strings.EqualFold(name, "Message-ID") {
+			return strings.TrimSpace(value)
+		}
+	}
+	return ""
 }
 
 // Stats are counts since the start.

@@ -40,16 +40,16 @@ const mail = "EHLO c\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\n"
 // TestStandardClient: a client that others wrote understands the server.
 func TestStandardClient(t *testing.T) {
 	s := smtptest.New(t)
-	if err := smtp.SendMail(s.Addr().String(), nil, "a@b", []string{"c@d", "e@f"}, []byte("Subject: x\r\n\r\n.dot\r\n")); err != nil {
+	if err := smtp.SendMail(s.Addr().String(), nil, "a@b", []string{"c@d", "e@f"}, []byte("message-id: <1@x>\r\n\r\n.dot\r\n")); err != nil {
 		t.Fatal(err)
 	}
 	m := s.Messages()[0]
-	if string(m.Content) != "Subject: x\n\n.dot\n" || m.Mail.Sender != "a@b" || !reflect.DeepEqual(m.Addresses(), []string{"c@d", "e@f"}) ||
-		m.Hello != "localhost" || m.Connection != 1 || m.Answer != 250 || m.Bare || m.Size != 17 || !m.Peer.Addr().IsLoopback() {
+	if string(m.Content) != "message-id: <1@x>\n\n.dot\n" || m.ID() != "<1@x>" || m.Mail.Sender != "a@b" || !reflect.DeepEqual(m.Addresses(), []string{"c@d", "e@f"}) ||
+		m.Hello != "localhost" || m.Connection != 1 || m.Answer != 250 || m.Bare || m.Size != 24 || !m.Peer.Addr().IsLoopback() {
 		t.Errorf("%+v", m)
 	}
 	st := s.Stats()
-	if st.Messages != 1 || st.Recipients != 2 || st.Connections != 1 || st.MostOpen != 1 || st.Bytes != 17 || st.Commands != 6 {
+	if st.Messages != 1 || st.Recipients != 2 || st.Connections != 1 || st.MostOpen != 1 || st.Bytes != 24 || st.Commands != 6 {
 		t.Errorf("%+v", st)
 	}
 	s.Forget()

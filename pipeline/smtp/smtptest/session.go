@@ -292,12 +292,16 @@ func (c *session) doRcpt(_, args string) error {
 }
 
 func (c *session) doData(_, _ string) error {
+	usual := "354 go ahead"
 	if len(c.rcpt) == 0 {
-		return c.say("503 5.5.1 RCPT first")
+		usual = "503 5.5.1 RCPT first"
 	}
-	code, err := c.answer(Data, "", "354 go ahead")
+	code, err := c.answer(Data, "", usual)
 	if err != nil || code != 354 {
 		return err
+	}
+	if c.mail == nil {
+		c.mail = new(smtp.Mail) // a step said 354 all the same
 	}
 	if err := c.flush(); err != nil {
 		return err

@@ -84,6 +84,11 @@ func TestOneServer(t *testing.T) {
 		{name: "hole at DATA", steps: at(smtptest.Data, smtptest.Hole), want: "451 4.4.2 " + died, phase: wire.Data},
 		{name: "reset in the body", steps: at(smtptest.Body, smtptest.Abort), want: "451 4.4.2 " + died, phase: wire.Body, big: true},
 		{name: "stops reading the body", steps: at(smtptest.Body, smtptest.Stall), want: "451 4.4.2 " + died, phase: wire.Body, big: true},
+		{
+			name: "refused in the body", steps: []smtptest.Step{{At: smtptest.Body, Bytes: 1000, Reply: "552 5.3.4 too big", End: smtptest.Close}},
+			want: "552 5.3.4 too big", phase: wire.Body, remote: true, big: true,
+		},
+		{name: "250 at DATA", steps: says(smtptest.Data, "250 ok"), want: "451 4.4.2 " + died, phase: wire.Data},
 		{name: "closed after the dot", steps: at(smtptest.Dot, smtptest.Close), want: "451 4.4.2 " + died + " Possible duplicate!", phase: wire.Dot, perhaps: true, got: 1},
 		{name: "reset after the dot", steps: at(smtptest.Dot, smtptest.Abort), want: "451 4.4.2 " + died + " Possible duplicate!", phase: wire.Dot, perhaps: true, got: 1},
 		{name: "half-closed after the dot", steps: at(smtptest.Dot, smtptest.HalfClose), want: "451 4.4.2 " + died + " Possible duplicate!", phase: wire.Dot, perhaps: true, got: 1},
@@ -506,6 +511,38 @@ func TestContextEnds(t *testing.T) {
 		if r.Reply.Class != reply.Temporary || r.Perhaps != (domain == "d.test") || !errors.Is(r.Err, errShutdown) {
 			t.Errorf("%s: %+v", domain, r)
 		}
+	}
+}
+
+// TestAnswersBeforeTheLossStand: who was refused stays refused, and the others go
+// to the next address.
+func TestAnswersBeforeTheLossStand(t *testing.T) {
+	n := newInternet(t)
+	n.serve("d.test", "192.0.2.1",
+		smtptest.Step{At: smtptest.Rcpt, Match: "no@d.test", Reply: "550 5.1.1 no such user"},
+		smtptest.Step{At: smtptest.Rcpt, Match: "last@d.test", End: smtptest.Close})
+	second := n.serve("d.test", "192.0.2.2")
+	var got []string
+	for _, r := range n.exit(smtp.Options{}).Deliver(t.Context(), job("d.test", "first@d.test", "no@d.test", "last@d.test")) {
+		got = append(got, r.Reply.SMTP()[:9]+" "+r.Where)
+	}
+	want := []string{"250 2.0.0 d.test [192.0.2.2]", "550 5.1.1 d.test [192.0.2.1]", "250 2.0.0 d.test [192.0.2.2]"}
+	if !slices.Equal(got, want) || !reflect.DeepEqual(second.Messages()[0].Addresses(), []string{"first@d.test", "last@d.test"}) {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestSourceAddress(t *testing.T) {
+	n := newInternet(t)
+	s := smtptest.New(t)
+	n.hosts["d.test"] = []string{"::1", "127.0.0.1"}
+	x, err := smtp.New(smtp.Options{Resolver: n, Port: s.AddrPort().Port(), Source: netip.MustParseAddr("127.0.0.2")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := one(t, x, job("d.test", "r@d.test"))
+	if r.Reply.Class != reply.Success || s.Messages()[0].Peer.Addr() != netip.MustParseAddr("127.0.0.2") {
+		t.Errorf("%+v", r)
 	}
 }
 
