@@ -205,7 +205,9 @@ func (q *Queue) operateOn(ctx context.Context, ids []store.ID, sel Selection, op
 	q.mu.Unlock()
 	defer func() { q.untrack(all...) }()
 	for _, t := range all {
-		t.writing.Lock()
+		if err := t.writing.lock(ctx); err != nil {
+			return fmt.Errorf("message %v is busy: %w", t.id, err)
+		}
 		defer t.writing.Unlock()
 	}
 	b := &store.Batch{}

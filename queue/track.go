@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"sync"
@@ -16,7 +17,7 @@ type track struct {
 	// writing is held by whoever writes about the message and changes the
 	// schedule accordingly, so that disk and memory agree in between. It is taken
 	// before the queue's mutex; who takes several goes by rising ids.
-	writing sync.Mutex
+	writing latch
 	reading sync.Mutex // so that the message is read once
 
 	// What follows is guarded by the queue's mutex.
@@ -27,6 +28,23 @@ type track struct {
 	removed, held bool
 	damaged       bool // found to be unreadable by an operator's deletion
 	loaded        *loaded
+}
+
+// latch is a lock for which one can wait with a deadline, because its holder
+// may be waiting for a disk.
+type latch chan struct{}
+
+func (l latch) Lock()   { l <- struct{}{} }
+func (l latch) Unlock() { <-l }
+
+// lock is Lock, until ctx ends.
+func (l latch) lock(ctx context.Context) error {
+	select {
+	case l <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // loaded is a message as it is on disk, shared by its deliveries.
@@ -55,7 +73,7 @@ func (q *Queue) track(id store.ID) *track {
 	t := q.tracks[id]
 	switch {
 	case t == nil:
-		t = &track{id: id}
+		t = &track{id: id, writing: make(latch, 1)}
 		q.tracks[id] = t
 	case t.users == 0:
 		q.idle = slices.DeleteFunc(q.idle, func(o *track) bool { return o == t })
