@@ -7,6 +7,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/postern-mta/postern/pipeline/ingress/handoff/wire"
 )
@@ -159,14 +162,32 @@ func TestTexts(t *testing.T) {
 	})
 }
 
+// waitUnread waits until nobody can read a pipe any more: a program that another
+// test is just starting holds our descriptors until it is executed.
+func waitUnread(t *testing.T, w int) {
+	t.Helper()
+	for range 1000 {
+		fds := []unix.PollFd{{Fd: int32(w), Events: unix.POLLOUT}}
+		if _, err := unix.Poll(fds, 0); err == nil && fds[0].Revents&unix.POLLERR != 0 {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	t.Fatal("somebody still reads the pipe")
+}
+
 // TestTextThatCannotBeWritten: the special code would promise a text.
 func TestTextThatCannotBeWritten(t *testing.T) {
 	each(t, func(t *testing.T, p program) {
 		c := newCaller(t, p)
 		r, w := c.pipe()
+		watch, err := unix.FcntlInt(w.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		check(t, err)
+		defer unix.Close(watch)
 		c.fd(4, w)
 		d := c.accepted()
 		check(t, r.Close())
+		waitUnread(t, watch)
 		d.send(wire.Exit{Code: 31, Text: "Dno"})
 		c.exits(31) // not SIGPIPE either
 
