@@ -155,7 +155,8 @@ type Policy struct {
 //
 // Apply looks at its context last just before it commits; from then on only the
 // disk can make it fail, and when it returns nil the batch is on stable
-// storage, directory entries included. With later set it returns as soon as the
+// storage, directory entries included, and so is every batch before it, also if
+// this one changes nothing. With later set it returns as soon as the
 // batch is in order behind those before it, and the disk's answer is awaited by
 // nobody: for what may be done again after a crash. Errors of Apply are
 // reply.NoSpace below the low-water mark, ErrClosed, or leave the batch undone.

@@ -34,6 +34,9 @@ func (s *Store) Apply(ctx context.Context, b *store.Batch, later bool) error {
 		if !committed && !s.dead.Load() {
 			a.undo()
 		}
+		for id := range a.puts {
+			s.moving.Delete(id)
+		}
 	}()
 	if err := a.check(); err != nil {
 		return err
@@ -52,6 +55,7 @@ func (s *Store) Apply(ctx context.Context, b *store.Batch, later bool) error {
 	}
 	for _, of := range a.unlinks {
 		s.unlink(of)
+		s.moving.Delete(of)
 	}
 	s.counts.add(&a.counts)
 	s.pokeKeeper(a.counts.bytes)
@@ -175,11 +179,8 @@ func (a *change) bodies(ctx context.Context) error {
 	if !files {
 		return nil
 	}
-	// After a failed flush of a directory nothing is known about its entries.
-	for _, d := range [...]*directory{a.s.bodies, a.s.spool.directory} {
-		if err := d.sync(); err != nil {
-			a.s.die(fmt.Errorf("flushing a directory of %s: %w", a.s.o.Dir, err))
-		}
+	if err := errors.Join(a.s.bodies.sync(), a.s.spool.sync()); err != nil {
+		a.s.die(fmt.Errorf("flushing a directory of %s: %w", a.s.o.Dir, err))
 	}
 	return nil
 }
@@ -212,6 +213,16 @@ func (a *change) commit(ctx context.Context) (wait func(), err error) {
 	if ctx.Err() != nil {
 		a.batch.Close()
 		return nil, context.Cause(ctx)
+	}
+	for _, of := range a.unlinks {
+		a.s.moving.Store(of, struct{}{})
+	}
+	if a.batch.Empty() {
+		// What this batch finds done may have been done by one that is not flushed
+		// yet, and Pebble passes over empty batches.
+		if err := a.batch.LogData(nil, nil); err != nil {
+			return nil, err
+		}
 	}
 	return a.s.commit(a.batch), nil
 }

@@ -37,6 +37,7 @@ func (s *Store) bring(ctx context.Context, id store.ID, b *message.Body) (newBod
 		content, err := readSmall(b)
 		return newBody{content: content}, err
 	}
+	s.moving.Store(id, struct{}{})
 	if f, ok := s.spool.open.Load(b.SpoolName()); ok && b.SpoolName() != "" {
 		f := f.(*spoolFile)
 		switch err := f.take(id); err {

@@ -107,12 +107,12 @@ func (s *Store) mark() (store.ID, error) {
 
 // closeIDs gives back what was reserved and not used, so that the next Open
 // goes on with the clock.
-func (s *Store) closeIDs() error {
+func (s *Store) closeIDs() {
 	s.ids.mu.Lock()
 	defer s.ids.mu.Unlock()
 	s.ids.settle()
-	if s.ids.last+1 >= s.ids.durable {
-		return nil
+	if s.ids.last+1 < s.ids.durable {
+		s.reserve(s.ids.last + 1)
+		s.ids.settle()
 	}
-	return s.db.Set(idsKey, appendNumber(nil, uint64(s.ids.last+1)), pebble.Sync)
 }

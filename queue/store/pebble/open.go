@@ -28,7 +28,8 @@ const (
 // Format is the version of all keys and records.
 const Format = 1
 
-// Open opens the store in o.Dir, or makes it, and locks it. It removes what a
+// Open opens the store in o.Dir, or makes it, and locks it. (Options.Fatal may
+// be called as early as this.) It removes what a
 // crash left behind: spool files, and bodies that no message has. A store of a
 // newer format is refused.
 func Open(o Options) (*Store, error) {
@@ -90,51 +91,35 @@ func (s *Store) open() (err error) {
 	return s.sweepBodies()
 }
 
-func (s *Store) openDB(lock *pebble.Lock) error {
-	o := s.engine(vfs.OnDiskFull(s.fs, s.dropBallast), lock)
-	db, err := pebble.Open(s.path(dbDir), o)
-	if err != nil {
+func (s *Store) openDB(lock *pebble.Lock) (err error) {
+	fs := &engineFS{FS: vfs.OnDiskFull(s.fs, s.dropBallast), die: s.die}
+	if s.db, err = pebble.Open(s.path(dbDir), s.engine(fs, lock)); err != nil {
 		return fmt.Errorf("opening the database: %w", err)
 	}
-	s.db = db
+	fs.opened.Store(true)
 	return s.checkFormat()
 }
 
-// makeDirs makes the directories, readable by this user only, and flushes the
-// entries of all that it makes.
+// makeDirs makes the directories, readable by this user only, and flushes their
+// entries and those of all parents: who made them last may have died before it
+// came to that.
 func (s *Store) makeDirs() error {
-	parents := []string{s.fs.PathDir(s.o.Dir)}
-	for dir := s.o.Dir; ; dir = s.fs.PathDir(dir) {
-		if _, err := s.fs.Stat(dir); err == nil || s.fs.PathDir(dir) == dir {
-			break
-		}
-		parents = append(parents, s.fs.PathDir(s.fs.PathDir(dir)))
-	}
-	if err := s.fs.MkdirAll(s.o.Dir, 0o700); err != nil {
-		return err
-	}
-	for _, name := range [...]string{dbDir, bodiesDir, spoolDir, stateDir} {
+	for _, name := range [...]string{"", dbDir, bodiesDir, spoolDir, stateDir} {
 		if err := s.fs.MkdirAll(s.path(name), 0o700); err != nil {
 			return err
 		}
 	}
-	for _, dir := range append([]string{s.o.Dir}, parents...) {
-		if err := s.syncDir(dir); err != nil {
-			return err
+	for dir, own := s.path(), true; ; own = false {
+		err := syncDir(s.fs, dir)
+		if err != nil && (own || !errors.Is(err, os.ErrPermission)) {
+			return err // but for a parent that another user made
 		}
+		parent := s.fs.PathDir(dir)
+		if parent == dir {
+			return nil
+		}
+		dir = parent
 	}
-	return nil
-}
-
-func (s *Store) syncDir(path string) error {
-	d, err := s.fs.OpenDir(path)
-	if errors.Is(err, os.ErrPermission) && path != s.o.Dir {
-		return nil // a parent that was there before us
-	}
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // lockError says who holds the store, if that is why.

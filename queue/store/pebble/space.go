@@ -209,6 +209,7 @@ func (s *Store) compact(ctx context.Context) error {
 func wasteful(live, used int64) bool { return used > garbageFloor && live < used/4 }
 
 func (s *Store) compactNow(ctx context.Context) error {
+	defer s.diePanicking()
 	for _, prefix := range [...]byte{prefixBody, prefixEnvelope, prefixState} {
 		if err := s.db.Compact(ctx, []byte{prefix}, []byte{prefix + 1}, false); err != nil {
 			return err

@@ -1,6 +1,7 @@
 package pebble
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -81,6 +82,10 @@ func (s *Store) createSpool() (string, *spoolFile, error) {
 func (f *spoolFile) Write(p []byte) (int, error) {
 	if err := f.s.room(); err != nil {
 		return 0, err
+	}
+	// A vfs.File may spoil what it is given to write; an io.Writer must not.
+	if !f.s.onSystem() {
+		p = bytes.Clone(p)
 	}
 	return f.File.Write(p)
 }

@@ -68,6 +68,9 @@ type Store struct {
 	poke   chan struct{}
 	keeper sync.WaitGroup
 
+	// moving are the bodies whose files are on their way in or out, so that
+	// file and record need not agree: store.ID -> struct{}.
+	moving     sync.Map
 	complained sync.Map // store.ID -> struct{}: damage that was logged
 }
 
@@ -108,8 +111,8 @@ func (s *Store) Close() error {
 	}
 	s.keeper.Wait()
 	s.users.Wait()
-	err := s.closeIDs()
-	return errors.Join(err, s.db.Close(), s.bodies.file.Close(), s.spool.file.Close(), s.unlock())
+	s.closeIDs()
+	return errors.Join(s.db.Close(), s.bodies.file.Close(), s.spool.file.Close(), s.unlock())
 }
 
 func (s *Store) unlock() error {
@@ -131,12 +134,7 @@ func (s *Store) die(err error) {
 // function waits for it to be on stable storage; who does not call it leaves
 // the batch to the collector.
 func (s *Store) commit(b *pebble.Batch) (wait func()) {
-	// Pebble panics when its log was broken by an earlier write.
-	defer func() {
-		if r := recover(); r != nil {
-			s.die(fmt.Errorf("writing the log: %v", r))
-		}
-	}()
+	defer s.diePanicking()
 	if err := s.db.ApplyNoSyncWait(b, pebble.Sync); err != nil {
 		s.die(fmt.Errorf("writing the log: %w", err))
 	}
@@ -145,6 +143,14 @@ func (s *Store) commit(b *pebble.Batch) (wait func()) {
 			s.die(fmt.Errorf("flushing the log: %w", err))
 		}
 		b.Close()
+	}
+}
+
+// diePanicking is deferred around what may write to the log: Pebble panics when
+// it cannot.
+func (s *Store) diePanicking() {
+	if r := recover(); r != nil {
+		s.die(fmt.Errorf("writing the log: %v", r))
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 func testOptions(dir string, fs vfs.FS) Options {
 	return Options{
 		Dir: dir, FS: fs, LowBytes: -1, LowInodes: -1, Ballast: -1,
-		MemTableSize: 256 << 10, CacheSize: 1 << 20, OpenFiles: 50,
+		MemTableSize: 64 << 10, CacheSize: 1 << 20, OpenFiles: 50,
 	}
 }
 

@@ -1,6 +1,7 @@
 package pebble
 
 import (
+	"errors"
 	"sync"
 	"sync/atomic"
 
@@ -13,6 +14,7 @@ type countingFS struct {
 	syncs atomic.Int64
 }
 
+// Unwrap is vfs.FS.
 func (c *countingFS) Unwrap() vfs.FS { return c.FS }
 
 func (c *countingFS) wrap(f vfs.File, err error) (vfs.File, error) {
@@ -57,6 +59,15 @@ func (f countingFile) SyncData() error {
 	return f.File.SyncData()
 }
 
+// syncDir flushes the entries of a directory.
+func syncDir(fs vfs.FS, path string) error {
+	d, err := fs.OpenDir(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
 // directory is a directory whose entries are flushed. Those who ask while a
 // flush is under way share the next one.
 type directory struct {
@@ -65,7 +76,6 @@ type directory struct {
 
 	mu      sync.Mutex // held while flushing
 	flushed uint64     // requests up to this one are answered
-	err     error      // the first one is final
 }
 
 func openDirectory(fs vfs.FS, path string) (*directory, error) {
@@ -77,17 +87,19 @@ func openDirectory(fs vfs.FS, path string) (*directory, error) {
 }
 
 // sync returns when every change of the directory made before the call is on
-// stable storage.
+// stable storage. After an error nothing is known about its entries, and
+// another flush would lie.
 func (d *directory) sync() error {
 	mine := d.requested.Add(1)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.err != nil || d.flushed >= mine {
-		return d.err
+	if d.flushed >= mine {
+		return nil
 	}
 	all := d.requested.Load()
-	if d.err = d.file.Sync(); d.err == nil {
-		d.flushed = all
+	if err := d.file.Sync(); err != nil {
+		return err
 	}
-	return d.err
+	d.flushed = all
+	return nil
 }

@@ -243,5 +243,20 @@ func (v *verifier) files() error {
 			v.problem("the body %s has %d bytes in its file, not %d", id, st.Size(), info.Size)
 		}
 	}
-	return nil
+	names, err := v.s.fs.List(v.s.path(bodiesDir))
+	for _, name := range names {
+		id, ok := bodyID(name)
+		if !ok {
+			v.problem("%s is no file of a body", v.s.path(bodiesDir, name))
+			continue
+		}
+		// In this order: what is not on its way has a record, or has left.
+		if _, moving := v.s.moving.Load(id); moving || v.s.named(id) {
+			continue
+		}
+		if _, err := v.s.fs.Stat(v.s.bodyPath(id)); err == nil {
+			v.problem("%s is the body of no message: the next start removes it", v.s.bodyPath(id))
+		}
+	}
+	return err
 }
