@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -22,10 +21,12 @@ import (
 // daemon is postern serve.
 type daemon struct {
 	file    string
-	stderr  io.Writer
 	started time.Time
+	log     *slog.Logger
+	level   slog.LevelVar
 	state   *stateDir
-	spool   *message.Directory
+	spool   message.Spooler // the queue's, if there is one
+	engine  *engine         // nil if no entrance hands mail to our own queue
 	modes   *pipeline.Modes
 	chains  pipeline.Generations
 	admin   *admin.Server
@@ -33,7 +34,6 @@ type daemon struct {
 	serving sync.WaitGroup
 
 	mu         sync.Mutex // guards what follows, and serialises reloads
-	log        *slog.Logger
 	config     *config.Config
 	generation uint64
 	entrances  map[string]*entrance // by socket path
@@ -45,7 +45,12 @@ func (d *daemon) open(first *config.Config) (err error) {
 	if d.state, err = openState(first.State); err != nil {
 		return err
 	}
-	if d.spool, err = message.OpenDirectory(filepath.Join(first.State, "spool")); err != nil {
+	if wantsQueue(first) {
+		if d.engine, err = openEngine(first, d.log); err != nil {
+			return err
+		}
+		d.spool = d.engine.store
+	} else if d.spool, err = message.OpenDirectory(filepath.Join(first.State, "spool")); err != nil {
 		return err
 	}
 	c, err := config.Load(d.file, loadOptions(d.env()))
@@ -59,6 +64,9 @@ func (d *daemon) open(first *config.Config) (err error) {
 	}
 	if d.admin, err = admin.Listen(c.Admin.Socket, d.door()); err != nil {
 		return err
+	}
+	if d.engine != nil {
+		d.engine.queue.Start()
 	}
 	d.serving.Add(1)
 	go func() {
@@ -88,6 +96,9 @@ func (d *daemon) use(c *config.Config) error {
 	if d.config != nil && c.Admin.Socket != d.config.Admin.Socket {
 		return errors.New("admin.socket cannot change while the daemon runs: restart it")
 	}
+	if wantsQueue(c) && d.engine == nil {
+		return errors.New("next = \"queue\" cannot be added while the daemon runs: restart it")
+	}
 	chains, err := c.Chains(d.modes, d.generation+1)
 	if err != nil {
 		return err
@@ -103,8 +114,14 @@ func (d *daemon) use(c *config.Config) error {
 	if err := d.chains.Swap(pipeline.NewGeneration(d.generation, chains...)); err != nil {
 		d.log.Warn("closing the filters of the last configuration", "error", err)
 	}
+	if d.config != nil && c.Log.Format != d.config.Log.Format {
+		d.log.Warn("log.format changes when the daemon is started again")
+	}
 	d.config = c
-	d.log = newLogger(c.Log, d.stderr)
+	if d.engine != nil {
+		d.engine.config.Store(c)
+	}
+	d.level.Set(c.Log.SlogLevel())
 	d.make(changes)
 	return nil
 }
@@ -148,6 +165,10 @@ func (d *daemon) stop(ctx context.Context) error {
 		}()
 	}
 	all.Wait()
+	if d.engine != nil {
+		errs = append(errs, d.engine.close(ctx))
+		d.engine = nil
+	}
 	errs = append(errs, d.closeAll())
 	return errors.Join(errs...)
 }
@@ -164,6 +185,9 @@ func (d *daemon) closeAll() error {
 		e.close()
 	}
 	d.serving.Wait()
+	if d.engine != nil { // the daemon never came to serve
+		errs = append(errs, d.engine.close(context.Background()))
+	}
 	errs = append(errs, d.chains.Swap(nil))
 	if d.state != nil {
 		errs = append(errs, d.state.Close())

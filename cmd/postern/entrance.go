@@ -7,9 +7,11 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/user"
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 
 	"github.com/postern-mta/postern/cmd/postern/config"
 	"github.com/postern-mta/postern/pipeline/ingress/handoff"
@@ -140,6 +142,8 @@ func (d *daemon) server(c *config.Config, ch change) (*handoff.Server, *handoff.
 	switch l.Next {
 	case config.NextDiscard:
 		o.Sink = discard{}
+	case config.NextQueue:
+		o.Sink, o.Received, o.Invokers = queueSink{d.engine.queue}, true, invokers()
 	default:
 		o.Next = l.Next
 		if kept == nil || l.Next != e.settings.listen.Next {
@@ -157,6 +161,22 @@ func (d *daemon) server(c *config.Config, ch change) (*handoff.Server, *handoff.
 		return nil, nil, err
 	}
 	return s, kept, nil
+}
+
+// invokers are the uids that qmail's Received line calls by name.
+func invokers() *handoff.Invokers {
+	uid := func(name string) int {
+		u, err := user.Lookup(name)
+		if err != nil {
+			return -1
+		}
+		n, err := strconv.Atoi(u.Uid)
+		if err != nil {
+			return -1
+		}
+		return n
+	}
+	return &handoff.Invokers{Alias: uid("alias"), Network: uid("qmaild"), Bounce: uid("qmails")}
 }
 
 // duplicate is another listener for the same socket, so that one server may

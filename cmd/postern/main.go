@@ -92,7 +92,7 @@ func configFlag(c *cobra.Command) *string {
 
 // loadOptions are how this program reads its configuration.
 func loadOptions(env pipeline.Env) config.Options {
-	return config.Options{Kinds: filters.Kinds(), Env: env, Shims: ourShims()}
+	return config.Options{Kinds: filters.Kinds(), Env: env, Shims: ourShims(), HasQueue: true}
 }
 
 // ourShims are the places where our own qmail-queue may stand: beside this

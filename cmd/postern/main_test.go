@@ -94,7 +94,7 @@ func TestScripts(t *testing.T) {
 					return os.MkdirAll(filepath.Join(dir, "record"), 0o777)
 				},
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
-					"up": cmdUp, "waitlog": cmdWaitLog, "recorded": cmdRecorded, "same": cmdSame, "sleepfor": cmdSleep, "signal": cmdSignal, "memory": cmdMemory, "empty": cmdEmpty, "config": cmdConfig,
+					"up": cmdUp, "waitlog": cmdWaitLog, "recorded": cmdRecorded, "same": cmdSame, "sleepfor": cmdSleep, "signal": cmdSignal, "memory": cmdMemory, "empty": cmdEmpty, "waitmail": cmdWaitMail, "config": cmdConfig,
 				},
 				Condition: func(cond string) (bool, error) {
 					switch cond {
@@ -184,6 +184,22 @@ func cmdEmpty(ts *testscript.TestScript, neg bool, args []string) {
 		time.Sleep(25 * time.Millisecond)
 	}
 	ts.Fatalf("%s still holds %v", args[0], names)
+}
+
+// cmdWaitMail waits until a Maildir holds so many new messages.
+func cmdWaitMail(ts *testscript.TestScript, neg bool, args []string) {
+	want, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	var names []string
+	for range 400 {
+		names, err = filepath.Glob(filepath.Join(ts.MkAbs(args[0]), "new", "*"))
+		ts.Check(err)
+		if len(names) == want {
+			return
+		}
+		time.Sleep(25 * time.Millisecond)
+	}
+	ts.Fatalf("%s holds %d messages, not %d", args[0], len(names), want)
 }
 
 // signals are those that scripts send.

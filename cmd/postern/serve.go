@@ -72,10 +72,12 @@ func serve(ctx context.Context, file string, grace time.Duration, stderr io.Writ
 	}
 }
 
-// newLogger makes the logger that a configuration asks for. An address or a
-// header value is quoted by its handler, so no control byte gets into the log.
-func newLogger(l config.Log, w io.Writer) *slog.Logger {
-	o := &slog.HandlerOptions{Level: l.SlogLevel()}
+// newLogger makes the logger that a configuration asks for, whose level can be
+// changed while it is used. An address or a header value is quoted by its
+// handler, so no control byte gets into the log.
+func newLogger(l config.Log, level *slog.LevelVar, w io.Writer) *slog.Logger {
+	level.Set(l.SlogLevel())
+	o := &slog.HandlerOptions{Level: level}
 	if l.Format == "json" {
 		return slog.New(slog.NewJSONHandler(w, o))
 	}
@@ -86,7 +88,7 @@ func newLogger(l config.Log, w io.Writer) *slog.Logger {
 // entrances and serves. Nothing is left behind if it fails.
 func startDaemon(file string, stderr io.Writer) (*daemon, error) {
 	d := &daemon{
-		file: file, stderr: stderr, log: slog.New(slog.NewTextHandler(stderr, nil)), started: time.Now(),
+		file: file, started: time.Now(),
 		modes: pipeline.NewModes(time.Now), entrances: map[string]*entrance{}, failed: make(chan error, 16),
 	}
 	// The first reading only tells where the state directory is: filters are
@@ -95,7 +97,7 @@ func startDaemon(file string, stderr io.Writer) (*daemon, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the configuration is wrong, see postern check:\n%w", err)
 	}
-	d.log = newLogger(first.Log, stderr)
+	d.log = newLogger(first.Log, &d.level, stderr)
 	if err := dropRoot(first); err != nil {
 		return nil, err
 	}

@@ -208,6 +208,9 @@ func (c *Config) MailboxOf(address string) (path string, ok bool) {
 	return path, ok
 }
 
+// HasMailboxes reports whether the table mailbox has any in a domain.
+func (c *Config) HasMailboxes(domain string) bool { return c.locals[strings.ToLower(domain)] }
+
 // IsLocal reports whether mail for a domain goes to mailboxes: those of the
 // table mailbox, and of control/locals.
 func (c *Config) IsLocal(domain string) bool {

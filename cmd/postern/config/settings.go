@@ -61,7 +61,7 @@ type Settings struct {
 	Queue  Queue  `toml:"queue" doc:"our own queue, for next = queue"`
 	Bounce Bounce `toml:"bounce" doc:"the reports about what could not be delivered"`
 	// Mailbox has a Maildir for each address, or for @domain.
-	Mailbox map[string]string `toml:"mailbox" doc:"local mailboxes: an address, or @domain for every other address of a domain, and the path of its Maildir"`
+	Mailbox map[string]string `toml:"mailbox" doc:"local mailboxes: an address, or @domain for every other address of a domain, and the path of its Maildir, in which %l stands for the local part and %d for the domain"`
 	// Route has the server for a domain, .suffix, or "" for all.
 	Route map[string]string `toml:"route" doc:"servers for domains, in place of their MX: example.org, .example.org for all below it, or an empty name for every other, and host or host:port; an empty host means the MX" unset:"control/smtproutes"`
 	// Listen are the entrances, by name.

@@ -1,0 +1,225 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/postern-mta/postern/cmd/postern/config"
+	"github.com/postern-mta/postern/pipeline/envelope"
+	"github.com/postern-mta/postern/pipeline/message"
+	"github.com/postern-mta/postern/pipeline/resolve"
+	wire "github.com/postern-mta/postern/pipeline/smtp"
+	"github.com/postern-mta/postern/queue"
+	"github.com/postern-mta/postern/queue/egress/local"
+	"github.com/postern-mta/postern/queue/egress/smtp"
+	"github.com/postern-mta/postern/queue/schedule"
+	"github.com/postern-mta/postern/queue/store/pebble"
+)
+
+// The channels of the queue.
+const (
+	localChannel  = "local"
+	remoteChannel = "remote"
+)
+
+// engine is our own queue with its store and its exits. It belongs to the
+// daemon and outlives a configuration, of which it reads what may change.
+type engine struct {
+	config atomic.Pointer[config.Config]
+	store  *pebble.Store
+	queue  *queue.Queue
+}
+
+// queueDir is where the queue lives in the state directory.
+func queueDir(c *config.Config) string { return filepath.Join(c.State, "queue") }
+
+// wantsQueue reports whether an entrance hands mail to our own queue.
+func wantsQueue(c *config.Config) bool {
+	for _, l := range c.Listen {
+		if l.Next == config.NextQueue {
+			return true
+		}
+	}
+	return false
+}
+
+// openEngine opens the store and makes the queue; nothing is delivered before
+// it is started.
+func openEngine(c *config.Config, log *slog.Logger) (*engine, error) {
+	e := &engine{}
+	e.config.Store(c)
+	var err error
+	if e.store, err = openStore(c, log); err != nil {
+		return nil, err
+	}
+	if e.queue, err = e.newQueue(c, log); err != nil {
+		e.store.Close()
+		return nil, err
+	}
+	return e, nil
+}
+
+func openStore(c *config.Config, log *slog.Logger) (*pebble.Store, error) {
+	s, err := pebble.Open(pebble.Options{
+		Dir: queueDir(c), Log: log, Now: time.Now, LowBytes: c.Queue.LowSpace,
+		Fatal: func(err error) {
+			log.Error("the queue cannot be written any more; the daemon ends so that its supervisor starts it again", "error", err)
+			os.Exit(pebble.ExitFatal)
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("queue: %w", err)
+	}
+	return s, nil
+}
+
+func (e *engine) newQueue(c *config.Config, log *slog.Logger) (*queue.Queue, error) {
+	resolver, err := resolve.New(resolve.Options{Servers: c.Queue.Resolver})
+	if err != nil {
+		return nil, err
+	}
+	remote, err := smtp.New(smtp.Options{Resolver: resolver, Routes: e.route, Hello: c.Hostname, Self: e.isSelf, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	mailboxes, err := local.New(local.Options{Dir: "/", Hostname: c.Hostname, Log: log, Mailboxes: e.mailbox, Serves: e.hasMailboxes})
+	if err != nil {
+		return nil, err
+	}
+	return queue.Open(queue.Options{
+		Store: e.store, Spool: e.store, Log: log, Now: time.Now, Host: c.Hostname, Route: e.channel,
+		SiteLimit: c.Queue.Domain, Lifetime: c.Queue.Lifetime,
+		Channels: []queue.Channel{
+			{Name: remoteChannel, Exit: remoteExit{remote}, Backoff: c.Queue.Backoff(), Limit: limit(c.Queue.Remote)},
+			{Name: localChannel, Exit: localExit{mailboxes}, Backoff: schedule.Qmail(schedule.QmailLocal), Limit: limit(c.Queue.Local)},
+		},
+		Bounce: queue.Bounce{
+			From: c.Bounce.From, Postmaster: c.Bounce.Postmaster, Format: formatOf(c), MaxOriginal: maxOriginal(c), Warn: warn(c),
+			May: func(origin []byte, sender string) bool {
+				return mayReport(e.config.Load().Bounce.External)(origin, sender)
+			},
+			Origin: func() []byte {
+				b, err := ownOrigin().Encode()
+				if err != nil {
+					return nil
+				}
+				return b
+			},
+		},
+	})
+}
+
+// limit is a concurrency as the schedule takes it, where 0 is the default and
+// less than that stops a channel; in qmail 0 stops it.
+func limit(n int) int {
+	if n == 0 {
+		return -1
+	}
+	return n
+}
+
+// warn is bounce.warn as the queue takes it, where 0 is the default.
+func warn(c *config.Config) time.Duration {
+	if c.Bounce.Warn == 0 {
+		return -1
+	}
+	return c.Bounce.Warn
+}
+
+// channel says how an address leaves: to a mailbox, if its domain has any here,
+// else over the network.
+func (e *engine) channel(address string) (channel, domain string) {
+	domain = envelope.Domain(address)
+	if e.isLocal(domain) {
+		return localChannel, domain
+	}
+	return remoteChannel, domain
+}
+
+// mailbox is the Maildir of an address, below the root directory.
+func (e *engine) mailbox(address string) (dir string, ok bool) {
+	layout, ok := e.config.Load().MailboxOf(address)
+	if !ok {
+		return "", false
+	}
+	return local.Expand(strings.TrimPrefix(layout, "/"), address)
+}
+
+func (e *engine) hasMailboxes(domain string) bool { return e.config.Load().HasMailboxes(domain) }
+
+func (e *engine) isLocal(domain string) bool { return e.config.Load().IsLocal(domain) }
+
+func (e *engine) route(domain string) (host string, port uint16, ok bool) {
+	r, ok := e.config.Load().RouteOf(domain)
+	return r.Host, r.Port, ok
+}
+
+// isSelf tells our own name among mail exchangers: mail that would be sent to
+// ourselves would come back here. Addresses are not compared, because another
+// server may listen on one of this host's.
+func (e *engine) isSelf(host string, _ netip.Addr) bool {
+	return strings.EqualFold(host, e.config.Load().Hostname)
+}
+
+// close stops delivering and closes the store.
+func (e *engine) close(ctx context.Context) error {
+	err := e.queue.Close(ctx)
+	if err2 := e.store.Close(); err == nil {
+		err = err2
+	}
+	return err
+}
+
+// remoteExit is egress/smtp as an exit of the queue.
+type remoteExit struct{ exit *smtp.Exit }
+
+// Deliver makes one attempt.
+func (x remoteExit) Deliver(ctx context.Context, j *queue.Job) ([]queue.Result, schedule.Health) {
+	job := &smtp.Job{Domain: j.Domain, Envelope: j.Envelope, Content: j.Message}
+	if j.Prepare != nil {
+		job.Prepare = func(ctx context.Context, can wire.Capabilities) (message.Message, error) {
+			return j.Prepare(ctx, j.Domain, formFor(can))
+		}
+	}
+	got := x.exit.Deliver(ctx, job)
+	all := make([]queue.Result, len(got))
+	health := schedule.Failed
+	for i, r := range got {
+		all[i] = queue.Result{Reply: r.Reply, Where: r.Where, Perhaps: r.Perhaps}
+		if r.Remote && r.Phase >= wire.MailFrom {
+			health = schedule.Succeeded
+		}
+	}
+	return all, health
+}
+
+// formFor is the most that a server with these capabilities can carry.
+func formFor(can wire.Capabilities) message.Form {
+	switch {
+	case can.Extensions.Has(wire.UTF8):
+		return message.UTF8
+	case can.Extensions.Has(wire.EightBit):
+		return message.EightBit
+	}
+	return message.SevenBit
+}
+
+// localExit is egress/local as an exit of the queue. A mailbox is always there
+// to be tried, whatever it answers.
+type localExit struct{ exit *local.Exit }
+
+// Deliver delivers to each recipient's Maildir.
+func (x localExit) Deliver(ctx context.Context, j *queue.Job) ([]queue.Result, schedule.Health) {
+	all := make([]queue.Result, len(j.Envelope.Recipients))
+	for i, r := range x.exit.Deliver(ctx, j.Envelope, j.Message) {
+		all[i] = queue.Result{Reply: r, Where: "local"}
+	}
+	return all, schedule.Succeeded
+}
