@@ -24,14 +24,17 @@ type Client struct {
 // maxAnswer bounds what a client reads of an answer, in bytes.
 const maxAnswer = 64 << 20
 
+// requestTime is how long a request may take that does not say otherwise.
+const requestTime = 2 * time.Minute
+
 // NewClient returns a client of the socket at path. Each request has two
-// minutes at most.
+// minutes at most, those that may go through the whole queue an hour.
 func NewClient(path string) *Client {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", path)
 	}
-	return &Client{socket: path, http: http.Client{Timeout: 2 * time.Minute, Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
+	return &Client{socket: path, http: http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
 }
 
 // Status asks for the daemon's state.
@@ -59,32 +62,46 @@ func (c *Client) Reload(ctx context.Context) (r api.Reload, err error) {
 }
 
 func (c *Client) call(ctx context.Context, method, path string, body, into any) error {
+	content, err := c.fetch(ctx, requestTime, method, path, body)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(content, into)
+}
+
+// fetch is an answer as it came.
+func (c *Client) fetch(ctx context.Context, limit time.Duration, method, path string, body any) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	var b []byte
 	if body != nil {
 		var err error
 		if b, err = json.Marshal(body); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	r, err := http.NewRequestWithContext(ctx, method, "http://postern"+path, bytes.NewReader(b))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	resp, err := c.http.Do(r)
 	if err != nil {
-		return fmt.Errorf("no daemon answers on %s (is postern serve running, and may you open the socket?): %w", c.socket, err)
+		return nil, fmt.Errorf("no daemon answers on %s (is postern serve running, and may you open the socket?): %w", c.socket, err)
 	}
 	defer resp.Body.Close()
 	content, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
-		return err
+		return nil, err
+	}
+	if len(content) == maxAnswer {
+		return nil, fmt.Errorf("daemon answered more than %d MiB", maxAnswer>>20)
 	}
 	if resp.StatusCode != http.StatusOK {
 		var e api.Error
 		if json.Unmarshal(content, &e) == nil && e.Error != "" {
-			return errors.New(e.Error)
+			return nil, errors.New(e.Error)
 		}
-		return fmt.Errorf("daemon answered %s", resp.Status)
+		return nil, fmt.Errorf("daemon answered %s", resp.Status)
 	}
-	return json.Unmarshal(content, into)
+	return content, nil
 }

@@ -20,6 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/postern-mta/postern/cmd/postern/admin/api"
+	"github.com/postern-mta/postern/queue"
+	"github.com/postern-mta/postern/queue/store"
 )
 
 // Daemon is what the door opens on. The functions are called concurrently.
@@ -29,9 +31,24 @@ type Daemon struct {
 	Filters   func() []api.Filter
 	SetFilter func(name string, s api.SetFilter) (api.Filter, error)
 	Reload    func(context.Context) (api.Reload, error)
+	// Queue and Store are the daemon's queue and its store; nil if it has none.
+	Queue *queue.Queue
+	Store Store
+	// Meter counts what the entrances take; nil: nothing is counted.
+	Meter *Meter
+	// Now is the clock; nil means the system's.
+	Now func() time.Time
 }
 
-// ErrNotFound is wrapped by SetFilter's error for a filter that is not there.
+func (d Daemon) now() time.Time {
+	if d.Now == nil {
+		return time.Now()
+	}
+	return d.Now()
+}
+
+// ErrNotFound is wrapped by errors about what is not there, as SetFilter's for
+// a filter is.
 var ErrNotFound = errors.New("not found")
 
 // maxBody bounds a request's body in bytes.
@@ -48,7 +65,7 @@ type Server struct {
 func Listen(path string, d Daemon) (*Server, error) {
 	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		defer c.Close()
-		return nil, fmt.Errorf("admin socket %s: %s answers there already", path, holder(c))
+		return nil, fmt.Errorf("admin socket %s: %s answers there already", path, process(c))
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("admin socket: %w", err)
@@ -66,8 +83,8 @@ func Listen(path string, d Daemon) (*Server, error) {
 	return s, nil
 }
 
-// holder says which process is at the other end of a Unix socket.
-func holder(c net.Conn) string {
+// process says which process is at the other end of a Unix socket.
+func process(c net.Conn) string {
 	raw, err := c.(*net.UnixConn).SyscallConn()
 	if err != nil {
 		return "another process"
@@ -110,11 +127,16 @@ func (d Daemon) routes() http.Handler {
 		done, err := d.Reload(r.Context())
 		answer(w, done, err)
 	})
+	d.queueRoutes(mux)
+	mux.Handle("GET /metrics", d.metrics())
 	return mux
 }
 
-func read(r *http.Request, into any) error {
-	d := json.NewDecoder(io.LimitReader(r.Body, maxBody))
+func read(r *http.Request, into any) error { return readUpTo(r, into, maxBody) }
+
+// readUpTo reads a body of at most limit bytes.
+func readUpTo(r *http.Request, into any, limit int64) error {
+	d := json.NewDecoder(io.LimitReader(r.Body, limit))
 	d.DisallowUnknownFields()
 	if err := d.Decode(into); err != nil {
 		return fmt.Errorf("request: %w", err)
@@ -126,7 +148,7 @@ func answer(w http.ResponseWriter, v any, err error) {
 	w.Header().Set("Content-Type", "application/json")
 	if err != nil {
 		code := http.StatusBadRequest
-		if errors.Is(err, ErrNotFound) {
+		if errors.Is(err, ErrNotFound) || errors.Is(err, store.ErrNotFound) {
 			code = http.StatusNotFound
 		}
 		w.WriteHeader(code)

@@ -6,6 +6,13 @@
 //	GET  /v1/filters        []Filter
 //	PUT  /v1/filters/NAME   SetFilter -> Filter
 //	POST /v1/reload         Reload
+//	GET  /v1/queue          QueuePage; from, skip, max, match, recipients=no
+//	GET  /v1/queue/ID       QueueMessage, with its origin and head; skip
+//	GET  /v1/queue/count    QueueCounts; by, match, max
+//	POST /v1/queue/hold     QueueSelect -> QueueChanged; likewise release, retry, delete
+//	POST /v1/queue/verify   Verify
+//	GET  /v1/sites          []Site; from, max
+//	GET  /metrics           Prometheus' text format
 //
 // An answer other than 200 carries an Error.
 package api
