@@ -52,6 +52,8 @@ deps:
 test: deps build
 	$(GO) vet ./...
 	$(GO) test -race -timeout 20m ./...
+	@rm -rf bin/demo; bin/postern demo --once --dir bin/demo >bin/demo.log || { cat bin/demo.log bin/demo/postern.log; exit 1; }
+	@echo "the demonstration ran to its end"
 
 check: build
 	@fmt="$$($(GO) run $(GOFUMPT) -l cmd filters pipeline queue plugins rules)"; [ -z "$$fmt" ] || { echo "gofumpt would change:"; echo "$$fmt"; exit 1; }

@@ -13,7 +13,6 @@ import (
 	"os/user"
 	"path/filepath"
 	"sort"
-	"strings"
 	"syscall"
 	"text/template"
 	"time"
@@ -22,7 +21,8 @@ import (
 
 	"github.com/postern-mta/postern/cmd/postern/admin"
 	"github.com/postern-mta/postern/pipeline/envelope"
-	"github.com/postern-mta/postern/pipeline/reply"
+	"github.com/postern-mta/postern/pipeline/message"
+	"github.com/postern-mta/postern/pipeline/smtp/smtptest"
 )
 
 //go:embed demo
@@ -30,11 +30,17 @@ var demoFiles embed.FS
 
 // demoMail are the samples: a file under demo, its envelope, and the client it
 // pretends to come from.
-var demoMail = []struct{ file, from, to string }{
-	{"1-clean.eml", "ann@sender.example", "joe@demo.example"},
-	{"2-tapped.eml", "ann@sender.example", "boss@demo.example"},
-	{"3-refused.eml", "luck@lottery.example", "joe@demo.example"},
+var demoMail = []struct {
+	file, from, to string
+	arrives        int // how many messages are to arrive somewhere
+}{
+	{"1-clean.eml", "ann@sender.example", "joe@demo.example", 1},
+	{"2-tapped.eml", "ann@sender.example", "boss@demo.example", 2},
+	{"3-refused.eml", "luck@lottery.example", "joe@demo.example", 0},
 }
+
+// demoMailboxes are the Maildirs of the demonstration.
+var demoMailboxes = []string{"joe", "boss"}
 
 // demoEnv is what a qmail-smtpd under tcpserver would say of the client.
 var demoEnv = []string{"TCPREMOTEIP=192.0.2.7", "TCPREMOTEHOST=client.sender.example", "SMTPHELOHOST=client.sender.example"}
@@ -62,6 +68,7 @@ type demo struct {
 	out       io.Writer
 	dir       string
 	self      string // the postern program
+	sink      *smtptest.Server
 	shim      string // bin/qmail-queue beside it
 	config    string
 	daemon    *exec.Cmd
@@ -73,12 +80,13 @@ func runDemo(ctx context.Context, out io.Writer, dir string, once bool) error {
 	if err != nil {
 		return err
 	}
+	defer d.sink.Close()
 	if err := d.start(ctx); err != nil {
 		return err
 	}
 	defer d.stop()
 	for _, m := range demoMail {
-		if err := d.pass(ctx, m.file, m.from, m.to); err != nil {
+		if err := d.pass(ctx, m.file, m.from, m.to, m.arrives); err != nil {
 			return err
 		}
 	}
@@ -109,17 +117,21 @@ func setUpDemo(out io.Writer, dir string) (*demo, error) {
 	if _, err := os.Stat(d.shim); err != nil {
 		return nil, fmt.Errorf("the shim is missing beside %s: run make build: %w", self, err)
 	}
-	if err := os.MkdirAll(filepath.Join(dir, "site"), 0o755); err != nil {
+	for _, box := range demoMailboxes {
+		for _, sub := range []string{"tmp", "new", "cur"} {
+			if err := os.MkdirAll(filepath.Join(dir, "mail", box, sub), 0o755); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if d.sink, err = smtptest.Listen("127.0.0.1:0", smtptest.Options{Name: "archive.example"}); err != nil {
 		return nil, err
 	}
-	next := filepath.Join(dir, siteQueueName)
-	if err := os.Remove(next); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := d.writeConfig(); err != nil {
+		d.sink.Close()
 		return nil, err
 	}
-	if err := os.Symlink(self, next); err != nil {
-		return nil, err
-	}
-	return d, d.writeConfig()
+	return d, nil
 }
 
 func (d *demo) writeConfig() error {
@@ -132,7 +144,7 @@ func (d *demo) writeConfig() error {
 		return err
 	}
 	var b bytes.Buffer
-	if err := t.Execute(&b, map[string]string{"Dir": d.dir, "User": me.Username}); err != nil {
+	if err := t.Execute(&b, map[string]string{"Dir": d.dir, "User": me.Username, "Sink": d.sink.Addr().String()}); err != nil {
 		return err
 	}
 	return os.WriteFile(d.config, b.Bytes(), 0o644)
@@ -192,7 +204,7 @@ func (d *demo) stop() {
 
 // pass explains one sample, then sends it through the shim as qmail-smtpd
 // would, and says where it went.
-func (d *demo) pass(ctx context.Context, file, from, to string) error {
+func (d *demo) pass(ctx context.Context, file, from, to string, arrives int) error {
 	content, err := demoFiles.ReadFile("demo/" + file)
 	if err != nil {
 		return err
@@ -207,7 +219,7 @@ func (d *demo) pass(ctx context.Context, file, from, to string) error {
 	if err := explain.Run(); err != nil {
 		return fmt.Errorf("postern explain: %w", err)
 	}
-	before, err := d.siteMail()
+	before, err := d.arrived()
 	if err != nil {
 		return err
 	}
@@ -216,28 +228,44 @@ func (d *demo) pass(ctx context.Context, file, from, to string) error {
 		return err
 	}
 	fmt.Fprintf(d.out, "bin/qmail-queue exited %d%s\n", exit, optional(" and wrote ", text))
-	after, err := d.siteMail()
-	if err != nil {
+	if err := d.printNew(ctx, before, arrives); err != nil {
 		return err
 	}
-	d.printNew(before, after)
 	fmt.Fprintln(d.out)
 	return nil
 }
 
-func (d *demo) printNew(before, after map[string]string) {
-	var names []string
-	for name := range after {
-		if _, old := before[name]; !old {
-			names = append(names, name)
+// printNew waits until as many messages as expected have arrived, and says where.
+func (d *demo) printNew(ctx context.Context, before map[string]string, expected int) error {
+	for begin := time.Now(); ; {
+		after, err := d.arrived()
+		if err != nil {
+			return err
 		}
-	}
-	sort.Strings(names)
-	for _, name := range names {
-		fmt.Fprintf(d.out, "the site's qmail-queue took %s: %s\n", name, after[name])
-	}
-	if len(names) == 0 {
-		fmt.Fprintln(d.out, "nothing went on to the site's qmail-queue")
+		if len(after)-len(before) >= expected {
+			var names []string
+			for name := range after {
+				if _, old := before[name]; !old {
+					names = append(names, name)
+				}
+			}
+			sort.Strings(names)
+			for _, name := range names {
+				fmt.Fprintf(d.out, "arrived at %s: %s\n", name, after[name])
+			}
+			if len(names) == 0 {
+				fmt.Fprintln(d.out, "nothing arrived anywhere")
+			}
+			return nil
+		}
+		if time.Since(begin) > 20*time.Second {
+			return fmt.Errorf("only %d of %d messages arrived: see %s", len(after)-len(before), expected, filepath.Join(d.dir, "postern.log"))
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
 	}
 }
 
@@ -283,58 +311,26 @@ func (d *demo) inject(ctx context.Context, content []byte, e envelope.Envelope) 
 	return c.ProcessState.ExitCode(), string(said), nil
 }
 
-// siteMail is what the stand-in for the site's qmail-queue has taken so far.
-func (d *demo) siteMail() (map[string]string, error) {
-	dir := filepath.Join(d.dir, "site")
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, err
-	}
+// arrived is what lies in the Maildirs and came to the sink: where, and what.
+func (d *demo) arrived() (map[string]string, error) {
 	all := map[string]string{}
-	for _, e := range entries {
-		if !strings.HasSuffix(e.Name(), ".env") {
-			continue
-		}
-		b, err := os.ReadFile(filepath.Join(dir, e.Name()))
+	for _, box := range demoMailboxes {
+		names, err := filepath.Glob(filepath.Join(d.dir, "mail", box, "new", "*"))
 		if err != nil {
 			return nil, err
 		}
-		got, err := envelope.Read(bytes.NewReader(b), envelope.Limits{})
-		if err != nil {
-			return nil, err
+		for _, name := range names {
+			b, err := os.ReadFile(name)
+			if err != nil {
+				return nil, err
+			}
+			h, _ := message.ParseHead(string(b))
+			all[filepath.Join("mail", box, "new", filepath.Base(name))] = fmt.Sprintf("from %s, subject %q", clean(h.Get("Return-Path")), clean(h.Get("Subject")))
 		}
-		all[strings.TrimSuffix(filepath.Join("site", e.Name()), ".env")] = fmt.Sprintf("from <%s> to %s", clean(got.Sender), addresses(got.Addresses()))
+	}
+	for i, m := range d.sink.Messages() {
+		h, _ := message.ParseHead(string(m.Content))
+		all[fmt.Sprintf("%s by SMTP (%d)", d.sink.Addr(), i+1)] = fmt.Sprintf("from <%s> to %s, subject %q", clean(m.Mail.Sender), addresses(m.Addresses()), clean(h.Get("Subject")))
 	}
 	return all, nil
-}
-
-// siteQueueName is the name under which this program stands in for a site's
-// qmail-queue in the demonstration.
-const siteQueueName = "site-qmail-queue"
-
-// siteQueue is that stand-in: it keeps message and envelope under site/, beside
-// itself.
-func siteQueue(program string, stdin, stdout io.Reader) reply.Reply {
-	dir := filepath.Join(filepath.Dir(program), "site")
-	f, err := os.CreateTemp(dir, "*.msg")
-	if err != nil {
-		return reply.NoQueueFile
-	}
-	defer f.Close()
-	if _, err := io.Copy(f, stdin); err != nil {
-		return reply.ReadError
-	}
-	e, err := envelope.Read(stdout, envelope.Limits{})
-	if err != nil {
-		os.Remove(f.Name())
-		return reply.Of(err)
-	}
-	b, err := envelope.Append(nil, e)
-	if err == nil {
-		err = os.WriteFile(strings.TrimSuffix(f.Name(), ".msg")+".env", b, 0o644)
-	}
-	if err != nil {
-		return reply.NoSpace
-	}
-	return reply.OK
 }

@@ -25,9 +25,6 @@ var version = "unknown"
 const defaultConfig = "/etc/postern/postern.toml"
 
 func main() {
-	if filepath.Base(os.Args[0]) == siteQueueName {
-		os.Exit(int(siteQueue(os.Args[0], os.Stdin, os.Stdout).QueueExit()))
-	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
@@ -66,7 +63,7 @@ Begin with "postern demo", then write a configuration and "postern check" it.`,
 	}
 	c.AddCommand(
 		serveCommand(), checkCommand(), explainCommand(), filterCommand(), statusCommand(), reloadCommand(),
-		configCommand(), demoCommand(), manCommand(), versionCommand(),
+		configCommand(), sinkCommand(), demoCommand(), manCommand(), versionCommand(),
 	)
 	return c
 }
