@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/postern-mta/postern/cmd/postern/admin"
@@ -32,6 +33,14 @@ type daemon struct {
 	admin   *admin.Server
 	failed  chan error // what ends the daemon
 	serving sync.WaitGroup
+	// current is the configuration in force, for what outlives the reading of
+	// the next one.
+	current atomic.Pointer[config.Config]
+	// retired are the servers that a reload has replaced and that end what they
+	// have begun, until giveUp is cancelled.
+	retired sync.WaitGroup
+	giveUp  context.Context
+	cancel  context.CancelFunc
 
 	mu         sync.Mutex // guards what follows, and serialises reloads
 	config     *config.Config
@@ -118,11 +127,13 @@ func (d *daemon) use(c *config.Config) error {
 		d.log.Warn("log.format changes when the daemon is started again")
 	}
 	d.config = c
+	d.current.Store(c)
 	if d.engine != nil {
 		d.engine.config.Store(c)
 	}
 	d.level.Set(c.Log.SlogLevel())
 	d.make(changes)
+	warnStranded(c, d.log)
 	return nil
 }
 
@@ -151,6 +162,7 @@ func (d *daemon) reload(why string) (api.Reload, error) {
 func (d *daemon) stop(ctx context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	defer context.AfterFunc(ctx, d.cancel)()
 	var errs []error
 	var all sync.WaitGroup
 	var errsMu sync.Mutex
@@ -165,6 +177,7 @@ func (d *daemon) stop(ctx context.Context) error {
 		}()
 	}
 	all.Wait()
+	d.retired.Wait()
 	if d.engine != nil {
 		errs = append(errs, d.engine.close(ctx))
 		d.engine = nil
@@ -181,9 +194,14 @@ func (d *daemon) closeAll() error {
 		errs = append(errs, d.admin.Shutdown(ctx))
 		cancel()
 	}
+	gone, cancel := context.WithCancel(context.Background())
+	cancel()
 	for _, e := range d.entrances {
+		errs = append(errs, e.stop(gone)) // of a daemon that never came to serve
 		e.close()
 	}
+	d.cancel()
+	d.retired.Wait()
 	d.serving.Wait()
 	if d.engine != nil { // the daemon never came to serve
 		errs = append(errs, d.engine.close(context.Background()))

@@ -136,7 +136,7 @@ func (d *daemon) server(c *config.Config, ch change) (*handoff.Server, *handoff.
 		Log: d.log, Listener: listener, Trusted: ch.to.trusted, Entrance: l.Name, Chains: &d.chains,
 		Inbound: l.Chain, Local: l.Local, NextMode: l.NextMode, Lines: &l.Lines, Dialect: l.Dialect, Slow: l.Slow,
 		Limits:      handoff.Limits{Recipients: c.Limits.Recipients, Size: c.Limits.Message, Head: int(c.Limits.Head), Fields: c.Limits.Fields},
-		MaxSessions: c.Limits.Sessions, Spool: d.spool, Ours: c.Ours, Report: reporter{c, d.spool}.refused,
+		MaxSessions: c.Limits.Sessions, Spool: d.spool, Ours: d.ours, Report: reporter{d.current.Load, d.spool}.refused,
 	}
 	kept := e.kept
 	switch l.Next {
@@ -147,7 +147,7 @@ func (d *daemon) server(c *config.Config, ch change) (*handoff.Server, *handoff.
 	default:
 		o.Next = l.Next
 		if kept == nil || l.Next != e.settings.listen.Next {
-			dir := filepath.Join(c.State, "kept", l.Name)
+			dir := keptDir(c, l.Name)
 			if kept, err = handoff.OpenKept(handoff.KeptOptions{Dir: dir, Next: l.Next, Log: d.log}); err != nil {
 				listener.Close()
 				return nil, nil, err
@@ -233,15 +233,20 @@ func (d *daemon) serve(s *handoff.Server, done chan struct{}) {
 	}()
 }
 
-// retire lets a server end what it has begun, for as long as that takes.
+// retire lets a server end what it has begun, for as long as that takes while
+// the daemon serves on.
 func (d *daemon) retire(s *handoff.Server, done chan struct{}) {
-	d.serving.Add(1)
+	d.retired.Add(1)
 	go func() {
-		defer d.serving.Done()
-		s.Shutdown(context.Background()) //nolint:errcheck // it waits for the last session
-		<-done
+		defer d.retired.Done()
+		if s.Shutdown(d.giveUp) == nil {
+			<-done
+		}
 	}()
 }
+
+// ours is Session.Ours by the configuration in force: a server outlives it.
+func (d *daemon) ours(domain string) bool { return d.current.Load().Ours(domain) }
 
 // sessions is how many sessions the server has.
 func (e *entrance) sessions() int {
@@ -256,9 +261,11 @@ func (e *entrance) stop(ctx context.Context) error {
 	if e.server == nil {
 		return nil
 	}
-	err := e.server.Shutdown(ctx)
+	if err := e.server.Shutdown(ctx); err != nil {
+		return err
+	}
 	<-e.done
-	return err
+	return nil
 }
 
 // close removes the socket.

@@ -14,7 +14,7 @@ import (
 // reporter writes the reports about recipients who were refused while the
 // message was stored for others (mixed = "bounce").
 type reporter struct {
-	config *config.Config
+	config func() *config.Config // the one in force
 	spool  message.Spooler
 }
 
@@ -25,11 +25,11 @@ func (r reporter) refused(_ context.Context, tx *pipeline.Transaction, refused [
 	if to == "" || to == envelope.DoubleBounce {
 		return nil, nil
 	}
-	now := time.Now()
+	now, c := time.Now(), r.config()
 	report := dsn.Report{
-		Kind: dsn.Failure, Host: r.config.Hostname, From: r.config.Bounce.From, To: to, Sender: tx.Envelope.Sender, EnvID: tx.Envelope.EnvID,
-		Arrival: now, Now: now, Original: m, HeadersOnly: tx.Envelope.Ret == "HDRS", MaxOriginal: maxOriginal(r.config),
-		Format: formatOf(r.config), ID: "refused." + tx.ID, Spool: r.spool,
+		Kind: dsn.Failure, Host: c.Hostname, From: c.Bounce.From, To: to, Sender: tx.Envelope.Sender, EnvID: tx.Envelope.EnvID,
+		Arrival: now, Now: now, Original: m, HeadersOnly: tx.Envelope.Ret == "HDRS", MaxOriginal: maxOriginal(c),
+		Format: formatOf(c), ID: "refused." + tx.ID, Spool: r.spool,
 	}
 	for _, f := range refused {
 		d := dsn.Recipient{Address: f.Recipient.Address, Reply: f.Reply, Last: now}

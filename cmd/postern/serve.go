@@ -91,6 +91,7 @@ func startDaemon(file string, stderr io.Writer) (*daemon, error) {
 		file: file, started: time.Now(),
 		modes: pipeline.NewModes(time.Now), entrances: map[string]*entrance{}, failed: make(chan error, 16),
 	}
+	d.giveUp, d.cancel = context.WithCancel(context.Background())
 	// The first reading only tells where the state directory is: filters are
 	// made once more when their environment is there.
 	first, err := config.Load(file, loadOptions(pipeline.Env{Log: slog.New(slog.DiscardHandler), Now: time.Now, Secret: derive(nil)}))
