@@ -99,9 +99,9 @@ func (n *session) log() {
 		attrs = append(attrs, slog.String("error", clean(r.err.Error(), maxLoggedErr)))
 	}
 	if r.received > 0 {
-		attrs = append(attrs, slog.Duration("received", r.received))
+		attrs = append(attrs, slog.String("received", span(r.received)))
 	}
-	attrs = append(attrs, slog.Duration("took", o.Now().Sub(r.start)))
+	attrs = append(attrs, slog.String("took", span(o.Now().Sub(r.start))))
 	o.Log.LogAttrs(context.WithoutCancel(n.ctx), slog.LevelInfo, "message", attrs...)
 }
 
@@ -162,9 +162,24 @@ func filters(trace pipeline.Trace) []string {
 		} else if e.Reason != "" {
 			said += " (" + e.Reason + ")"
 		}
-		list = append(list, clean(said, maxLogged)+" "+e.Took.Round(time.Microsecond).String())
+		list = append(list, clean(said, maxLogged)+" "+span(e.Took))
 	}
 	return list
+}
+
+// span is a time as the log has it: "0.31ms", "12.3ms", "4502ms". It is always
+// in milliseconds, so that the numbers of two lines compare, whatever format
+// the log has.
+func span(d time.Duration) string {
+	ms := float64(d) / float64(time.Millisecond)
+	digits := 0
+	switch {
+	case ms < 1:
+		digits = 3
+	case ms < 100:
+		digits = 1
+	}
+	return strconv.FormatFloat(ms, 'f', digits, 64) + "ms"
 }
 
 // attrs say how the next program ended; none for a nil record.
@@ -190,7 +205,7 @@ func (r *nextRecord) attrs() []slog.Attr {
 	if r.copies > 0 {
 		all = append(all, slog.Int("copies", r.copies), slog.Int("kept", r.kept))
 	}
-	return []slog.Attr{slog.Group("next", append(all, slog.Duration("took", r.took))...)}
+	return []slog.Attr{slog.Group("next", append(all, slog.String("took", span(r.took)))...)}
 }
 
 // clean makes one printable line of at most limit bytes of a text, in UTF-8:

@@ -56,7 +56,18 @@ func TestLogAsText(t *testing.T) {
 	if to := recipients(n.rec.tx); to != strings.Repeat("a@x ", 10)+"and 2 more" {
 		t.Error(to)
 	}
-	if line := out.String(); strings.Count(line, "\n") != 1 || !strings.Contains(line, `filters="[tap=continue 12µs spf=reject (shadow) (not?permitted) 1ms clamav=defer (failed: down) 1s]"`) {
+	if line := out.String(); strings.Count(line, "\n") != 1 || !strings.Contains(line, `filters="[tap=continue 0.012ms spf=reject (shadow) (not?permitted) 1.0ms clamav=defer (failed: down) 1000ms]"`) {
 		t.Error(line)
+	}
+}
+
+// Times are in one unit, which a program and an eye can compare.
+func TestSpan(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0: "0.000ms", 312 * time.Microsecond: "0.312ms", 12345 * time.Microsecond: "12.3ms", 4502 * time.Millisecond: "4502ms", 24 * time.Hour: "86400000ms",
+	} {
+		if got := span(d); got != want {
+			t.Errorf("%v: %s, want %s", d, got, want)
+		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"time"
 
@@ -75,20 +76,25 @@ func (n *session) handOn(ctx context.Context, all []pipeline.Outgoing) (reply.Re
 
 var modeNames = [...]string{wire.ModeExec: "exec", wire.ModeWait: "wait"}
 
-// fits is why messages cannot go to the next program.
-func (n *session) fits(all []pipeline.Outgoing) error {
+// Fits is why a next program cannot take what a chain made of a message, which
+// is deferred then; nil if it can.
+func Fits(all []pipeline.Outgoing) error {
 	for _, o := range all {
 		if o.Hold != "" {
 			return fmt.Errorf("a filter (%s) wants it quarantined, which needs a queue of our own", clean(o.Hold, maxLogged))
 		}
 	}
-	switch {
-	case len(all) > wire.MaxPairs:
+	if len(all) > wire.MaxPairs {
 		return fmt.Errorf("filters made %d messages of it; at most %d can be handed on", len(all), wire.MaxPairs)
-	case len(all) > 1 && n.srv.o.Kept == nil:
-		return errors.New("filters made several messages of it, and no directory is set to keep copies in")
 	}
 	return nil
+}
+
+func (n *session) fits(all []pipeline.Outgoing) error {
+	if len(all) > 1 && n.srv.o.Kept == nil {
+		return errors.New("filters made several messages of it, and no directory is set to keep copies in")
+	}
+	return Fits(all)
 }
 
 func (n *session) holdCopies(copies []pipeline.Outgoing) ([]*Held, error) {
@@ -186,6 +192,7 @@ func (n *session) follow(mode wire.Mode, process *os.File, held []*Held) {
 		n.seeEnd(r, process)
 	}
 	r.took = time.Since(begun)
+	n.missing(r)
 	for i, h := range held {
 		switch {
 		case taken[1+i]:
@@ -196,6 +203,17 @@ func (n *session) follow(mode wire.Mode, process *os.File, held []*Held) {
 			r.kept++
 			h.Retry()
 		}
+	}
+}
+
+// missing tells of a next program that is not there any more: the shim can only
+// say that it did not take the message.
+func (n *session) missing(r *nextRecord) {
+	if !r.known || r.exit != int(reply.Trouble.QueueExit()) {
+		return
+	}
+	if _, err := os.Stat(n.srv.o.Next); errors.Is(err, fs.ErrNotExist) {
+		n.srv.fail(n.rec.id, "a message is deferred because the next program is not there", err)
 	}
 }
 

@@ -269,6 +269,13 @@ func TestReports(t *testing.T) {
 	if all := d.sink.all(); len(all) != 2 || len(all[0].Envelope.Recipients) != 1 || all[1].text != "\nabout c@example.net\n" {
 		t.Errorf("%+v", all)
 	}
+	// The report goes out, too, where the rest of the message is dropped.
+	none := says(pipeline.Verdict{Action: pipeline.Reject, Only: []int{1}, Others: []pipeline.Verdict{{Action: pipeline.Discard, Only: []int{0}}}})
+	d = newDaemon(t, func(o *Options) { o.Report = report }, none)
+	d.exits(0, mail, other)
+	if all := d.sink.all(); len(all) != 1 || all[0].text != "\nabout c@example.net\n" {
+		t.Errorf("%+v", all)
+	}
 }
 
 func TestOverload(t *testing.T) {

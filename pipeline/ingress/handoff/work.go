@@ -88,7 +88,7 @@ func (n *session) judge(ctx context.Context, tx *pipeline.Transaction, m message
 	if ctx.Err() != nil {
 		return reply.Trouble, context.Cause(ctx)
 	}
-	if out.Reply.Class != reply.Success || len(out.Outgoing) == 0 {
+	if out.Reply.Class != reply.Success {
 		return out.Reply, nil
 	}
 	all := out.Outgoing
@@ -100,6 +100,9 @@ func (n *session) judge(ctx context.Context, tx *pipeline.Transaction, m message
 			return reply.Trouble, err
 		}
 		all = append(all[:len(all):len(all)], reports...)
+	}
+	if len(all) == 0 {
+		return out.Reply, nil
 	}
 	n.rec.stage = stageCommit
 	if n.srv.o.Next != "" {
