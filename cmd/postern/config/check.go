@@ -168,7 +168,8 @@ func (l *loader) checkTrusted() {
 		case strings.Trim(u.Name, "0123456789") == "":
 			l.add(at, "trusted: %s is no uid: it is too large", u.Name)
 		case errors.As(err, &unknown):
-			l.suggest(at, rules.Suggest(u.Name, trustedByDefault), "trusted: there is no user %s", show(u.Name))
+			others := slices.DeleteFunc(slices.Clone(trustedByDefault), func(name string) bool { return name == u.Name })
+			l.suggest(at, rules.Suggest(u.Name, others), "trusted: there is no user %s: make it, or take it out of the list", show(u.Name))
 		default:
 			l.add(at, "trusted: user %s cannot be looked up: %v", show(u.Name), err)
 		}
