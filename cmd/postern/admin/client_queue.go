@@ -17,8 +17,8 @@ type QueueQuery struct {
 	Match string
 	// Max is how many messages at most; 0 means all.
 	Max int
-	// Brief leaves the recipients out.
-	Brief bool
+	// Recipients is how many recipients of each message; 0 means all.
+	Recipients int
 }
 
 // QueueRest is what a walk through the queue leaves.
@@ -32,12 +32,12 @@ type QueueRest struct {
 }
 
 // Queue calls f for the messages of the queue that are wanted, by ascending
-// ids, each with all its recipients, until f fails.
+// ids, each with its recipients, until f fails.
 func (c *Client) Queue(ctx context.Context, q QueueQuery, f func(*api.QueueMessage) error) (QueueRest, error) {
 	var rest QueueRest
 	v := url.Values{"match": {q.Match}, "from": {q.From}}
-	if q.Brief {
-		v.Set("recipients", "no")
+	if q.Recipients > 0 {
+		v.Set("recipients", strconv.Itoa(q.Recipients))
 	}
 	left := q.Max
 	var last *api.QueueMessage // it may go on in the next page
@@ -102,6 +102,12 @@ func (c *Client) QueueShow(ctx context.Context, id string) (m api.QueueMessage, 
 		m.Recipients = append(m.Recipients, more.Recipients...)
 	}
 	return m, nil
+}
+
+// QueueStats asks for the queue at a glance.
+func (c *Client) QueueStats(ctx context.Context) (s api.QueueStats, err error) {
+	err = c.call(ctx, "GET", "/v1/queue/stats", nil, &s)
+	return s, err
 }
 
 // QueueCount counts the queue by one of CountBy; most bounds the names, 0 means

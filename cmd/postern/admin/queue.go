@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"net/url"
 	"slices"
@@ -46,6 +47,7 @@ func (d Daemon) queueRoutes(mux *http.ServeMux) {
 	h := queueDoor{d}
 	mux.HandleFunc("GET /v1/queue", h.with(h.list))
 	mux.HandleFunc("GET /v1/queue/count", h.with(h.count))
+	mux.HandleFunc("GET /v1/queue/stats", h.with(h.stats))
 	mux.HandleFunc("GET /v1/queue/{id}", h.with(h.show))
 	mux.HandleFunc("GET /v1/sites", h.with(h.sites))
 	mux.HandleFunc("POST /v1/queue/verify", h.with(h.verify))
@@ -73,9 +75,13 @@ func (d queueDoor) with(f func(http.ResponseWriter, *http.Request) (any, error))
 type query struct {
 	from       store.ID
 	skip, most int
+	// recipients is how many of each message are wanted, allOfThem for all.
+	recipients int
 	match      *matcher
-	recipients bool
 }
+
+// allOfThem is as many as the API may ever be asked for.
+const allOfThem = math.MaxInt
 
 // queryOf reads a query; most is how much there may be at a time.
 func queryOf(v url.Values, most int, now time.Time) (q query, err error) {
@@ -84,8 +90,8 @@ func queryOf(v url.Values, most int, now time.Time) (q query, err error) {
 			return q, err
 		}
 	}
-	q.most, q.recipients = most, v.Get("recipients") != "no"
-	for name, into := range map[string]*int{"skip": &q.skip, "max": &q.most} {
+	q.most, q.recipients = most, allOfThem
+	for name, into := range map[string]*int{"skip": &q.skip, "max": &q.most, "recipients": &q.recipients} {
 		s := v.Get(name)
 		if s == "" {
 			continue
@@ -96,6 +102,9 @@ func queryOf(v url.Values, most int, now time.Time) (q query, err error) {
 	}
 	if q.most == 0 || q.most > most {
 		q.most = most
+	}
+	if q.recipients > api.MaxPageRecipients {
+		q.recipients = allOfThem
 	}
 	q.match, err = newMatcher(v.Get("match"), now)
 	return q, err
@@ -118,13 +127,11 @@ func (d queueDoor) list(_ http.ResponseWriter, r *http.Request) (any, error) {
 	first := store.ID(0)
 	until := now.Add(searchTime)
 	err = d.Queue.Each(r.Context(), q.from, func(v *queue.View) error {
-		size := 0
-		if q.recipients {
-			size = len(v.Recipients)
-			if v.ID == q.from {
-				size = max(size-q.skip, 0)
-			}
+		size := len(v.Recipients)
+		if v.ID == q.from {
+			size = max(size-q.skip, 0)
 		}
+		size = min(size, q.recipients)
 		if len(found) == q.most || len(found) > 0 && size > room || d.now().After(until) {
 			page.Next = v.ID.String()
 			return errFull
@@ -159,14 +166,12 @@ func (d queueDoor) list(_ http.ResponseWriter, r *http.Request) (any, error) {
 // put adds a message to a page, as far as its recipients go.
 func (d queueDoor) put(page *api.QueuePage, v *queue.View, q query, now time.Time) {
 	m := messageOf(v, now)
-	if q.recipients {
-		if v.ID == q.from {
-			m.First = min(q.skip, m.Total)
-		}
-		m.Recipients = recipientsOf(v, m.First, api.MaxPageRecipients)
-		if end := m.First + len(m.Recipients); end < m.Total {
-			page.Next, page.Skip = m.ID, end
-		}
+	if v.ID == q.from {
+		m.First = min(q.skip, m.Total)
+	}
+	m.Recipients = recipientsOf(v, m.First, min(api.MaxPageRecipients, q.recipients))
+	if end := m.First + len(m.Recipients); end < m.Total && len(m.Recipients) < q.recipients {
+		page.Next, page.Skip = m.ID, end
 	}
 	page.Messages = append(page.Messages, m)
 }
@@ -192,6 +197,16 @@ func (d queueDoor) show(_ http.ResponseWriter, r *http.Request) (any, error) {
 		m.Origin, m.Head = originOf(v.Origin), v.Head
 	}
 	return m, nil
+}
+
+func (d queueDoor) stats(http.ResponseWriter, *http.Request) (any, error) {
+	s, err := d.Queue.Stats()
+	if err != nil {
+		return nil, err
+	}
+	return api.QueueStats{
+		Messages: s.Messages, Queued: s.Recipients.Queued, InFlight: s.Recipients.InFlight, Held: s.Recipients.Held, Oldest: stamp(s.Oldest),
+	}, nil
 }
 
 // operation is one way of changing messages.

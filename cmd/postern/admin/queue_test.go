@@ -32,6 +32,8 @@ func TestNoQueue(t *testing.T) {
 		_, err = r.client.QueueChange(ctx, op.name, api.QueueSelect{All: true})
 		errs = append(errs, err)
 	}
+	_, err = r.client.QueueStats(ctx)
+	errs = append(errs, err)
 	_, err = r.client.QueueVerify(ctx)
 	errs = append(errs, err)
 	_, err = r.client.Sites(ctx)
@@ -172,8 +174,8 @@ func TestList(t *testing.T) {
 	if len(got[0].Recipients) != 1 || got[0].Recipients[0].Site != "c0.example" || got[0].Origin != nil || got[0].Head != "" {
 		t.Errorf("%+v", got[0])
 	}
-	got, rest = r.list(QueueQuery{Max: 10, Brief: true})
-	if !slices.Equal(ids(got), all[:10]) || rest.Next != all[10] || got[0].Recipients != nil || got[0].Total != 1 {
+	got, rest = r.list(QueueQuery{Max: 10, Recipients: 1})
+	if !slices.Equal(ids(got), all[:10]) || rest.Next != all[10] || len(got[0].Recipients) != 1 {
 		t.Errorf("the first ten: %v, rest %+v", ids(got), rest)
 	}
 	if got, rest = r.list(QueueQuery{From: rest.Next, Max: 100}); !slices.Equal(ids(got), all[10:]) || rest.Next != "" {
@@ -223,6 +225,12 @@ func TestManyRecipients(t *testing.T) {
 	}
 	if got, rest := r.list(QueueQuery{Max: 2}); !slices.Equal(ids(got), all[:2]) || rest.Next != all[2] || !slices.Equal(whole(got[1]), to) {
 		t.Errorf("%v, %+v", ids(got), rest)
+	}
+	if got, rest := r.list(QueueQuery{Recipients: 2}); !slices.Equal(ids(got), all) || rest.Next != "" || !slices.Equal(whole(got[1]), to[:2]) || got[1].Total != len(to) {
+		t.Errorf("two of each: %v, %+v", ids(got), rest)
+	}
+	if s, err := r.client.QueueStats(context.Background()); err != nil || s.Messages != 4 || s.Queued != len(to)+12 || s.Oldest == "" {
+		t.Errorf("%+v, %v", s, err)
 	}
 	m, err := r.client.QueueShow(context.Background(), all[1])
 	if err != nil || !slices.Equal(whole(m), to) || m.Head == "" {

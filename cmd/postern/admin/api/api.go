@@ -6,7 +6,8 @@
 //	GET  /v1/filters        []Filter
 //	PUT  /v1/filters/NAME   SetFilter -> Filter
 //	POST /v1/reload         Reload
-//	GET  /v1/queue          QueuePage; from, skip, max, match, recipients=no
+//	GET  /v1/queue          QueuePage; from, skip, max, match, recipients
+//	GET  /v1/queue/stats    QueueStats
 //	GET  /v1/queue/ID       QueueMessage, with its origin and head; skip
 //	GET  /v1/queue/count    QueueCounts; by, match, max
 //	POST /v1/queue/hold     QueueSelect -> QueueChanged; likewise release, retry, delete

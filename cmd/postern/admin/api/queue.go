@@ -31,6 +31,16 @@ type QueuePage struct {
 	Why       string `json:"why,omitempty"`
 }
 
+// QueueStats is the queue at a glance. Recipients are those not done with.
+type QueueStats struct {
+	Messages int64 `json:"messages"`
+	Queued   int   `json:"queued"`
+	InFlight int   `json:"in_flight"`
+	Held     int   `json:"held"`
+	// Oldest is when the oldest message came, "" without any.
+	Oldest string `json:"oldest,omitempty"`
+}
+
 // QueueMessage is a message in the queue. Times are RFC 3339.
 type QueueMessage struct {
 	ID string `json:"id"`
@@ -93,8 +103,8 @@ type QueueRecipient struct {
 	// Channel and Domain are how it leaves.
 	Channel string `json:"channel"`
 	Domain  string `json:"domain"`
-	// Site is where it waits, and InFlight whether a delivery is going on; they
-	// are not told where messages are listed without their recipients' places.
+	// Site is where it waits, InFlight whether a delivery is going on; they
+	// are known while it is not done with.
 	Site     string `json:"site,omitempty"`
 	InFlight bool   `json:"in_flight,omitempty"`
 	// Perhaps is set if the message may have been delivered although that was not
