@@ -29,6 +29,7 @@ type daemon struct {
 	spool   message.Spooler // the queue's, if there is one
 	engine  *engine         // nil if no entrance hands mail to our own queue
 	modes   *pipeline.Modes
+	meter   *admin.Meter
 	chains  pipeline.Generations
 	admin   *admin.Server
 	failed  chan error // what ends the daemon
@@ -215,10 +216,14 @@ func (d *daemon) closeAll() error {
 
 // door is what the admin socket opens on.
 func (d *daemon) door() admin.Daemon {
-	return admin.Daemon{
-		Log: d.log, Status: d.status, Filters: d.filters, SetFilter: d.setFilter,
+	door := admin.Daemon{
+		Log: d.log, Status: d.status, Filters: d.filters, SetFilter: d.setFilter, Meter: d.meter,
 		Reload: func(context.Context) (api.Reload, error) { return d.reload("admin socket") },
 	}
+	if d.engine != nil {
+		door.Queue, door.Store = d.engine.queue, d.engine.store
+	}
+	return door
 }
 
 func (d *daemon) status() api.Status {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/postern-mta/postern/cmd/postern/admin"
 	"github.com/postern-mta/postern/cmd/postern/config"
 	"github.com/postern-mta/postern/pipeline"
 )
@@ -89,7 +90,7 @@ func newLogger(l config.Log, level *slog.LevelVar, w io.Writer) *slog.Logger {
 func startDaemon(file string, stderr io.Writer) (*daemon, error) {
 	d := &daemon{
 		file: file, started: time.Now(),
-		modes: pipeline.NewModes(time.Now), entrances: map[string]*entrance{}, failed: make(chan error, 16),
+		modes: pipeline.NewModes(time.Now), meter: admin.NewMeter(), entrances: map[string]*entrance{}, failed: make(chan error, 16),
 	}
 	d.giveUp, d.cancel = context.WithCancel(context.Background())
 	// The first reading only tells where the state directory is: filters are

@@ -103,6 +103,18 @@ func (n *session) log() {
 	}
 	attrs = append(attrs, slog.String("took", span(o.Now().Sub(r.start))))
 	o.Log.LogAttrs(context.WithoutCancel(n.ctx), slog.LevelInfo, "message", attrs...)
+	if o.Observe != nil && r.tx != nil {
+		o.Observe(o.Entrance, r.answered(), r.trace)
+	}
+}
+
+// answered is what the caller heard: our answer, or what the next program's
+// exit means.
+func (r *record) answered() reply.Reply {
+	if r.reply == (reply.Reply{}) && r.next != nil && r.next.known {
+		return reply.FromExit(r.next.exit, "")
+	}
+	return r.reply
 }
 
 // who is the client, as far as it is known.

@@ -13,6 +13,7 @@ import (
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/ingress/handoff/wire"
 	"github.com/postern-mta/postern/pipeline/message"
+	"github.com/postern-mta/postern/pipeline/reply"
 )
 
 // Chains gives the configuration in force. *pipeline.Generations is one.
@@ -92,6 +93,10 @@ type Options struct {
 	// Received puts qmail-queue's line on top of what goes to Sink.
 	Received bool
 	Invokers *Invokers
+	// Observe hears of every message that was judged: what its caller was
+	// answered, the zero Reply if nothing, and what the filters did. It is called
+	// by many sessions at once and must be quick. It may be nil.
+	Observe func(entrance string, answer reply.Reply, trace pipeline.Trace)
 	// Report makes the reports about recipients who were refused while the
 	// message is stored for others; they are stored with it, and their bodies
 	// are released then. Nil, or an error, defers such a message.
