@@ -19,7 +19,6 @@ import (
 	"github.com/postern-mta/postern/cmd/postern/admin"
 	"github.com/postern-mta/postern/cmd/postern/admin/api"
 	"github.com/postern-mta/postern/cmd/postern/config"
-	"github.com/postern-mta/postern/filters"
 	"github.com/postern-mta/postern/pipeline"
 )
 
@@ -72,24 +71,11 @@ func configCommand() *cobra.Command {
 		return t.Flush()
 	}
 	reference := &cobra.Command{
-		Use: "reference", Short: "Print every key that a configuration may have", Args: cobra.NoArgs,
+		Use: "reference", Short: "Print every key that a configuration may have, and what rules may name", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return printReference(c.OutOrStdout()) },
 	}
 	c.AddCommand(show, reference)
 	return c
-}
-
-func printReference(w io.Writer) error {
-	var b strings.Builder
-	for _, k := range config.Reference(filters.Kinds()) {
-		fmt.Fprintf(&b, "%s (%s", k.Path, k.Type)
-		if k.Default != "" {
-			fmt.Fprintf(&b, ", default %s", k.Default)
-		}
-		fmt.Fprintf(&b, ")\n    %s\n", k.Doc)
-	}
-	_, err := io.WriteString(w, b.String())
-	return err
 }
 
 // client finds the daemon's socket: --socket, else the configuration's.
