@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -65,7 +66,8 @@ func runExplain(ctx context.Context, f explainFlags, file string, stdin io.Reade
 	if err != nil {
 		return fmt.Errorf("the configuration is wrong, see postern check:\n%w", err)
 	}
-	if secret, err := readSecret(c.State); err == nil {
+	secret, noSecret := readSecret(c.State)
+	if noSecret == nil {
 		env.Secret = derive(secret)
 		if c, err = config.Load(f.config, loadOptions(env)); err != nil {
 			return err
@@ -89,6 +91,10 @@ func runExplain(ctx context.Context, f explainFlags, file string, stdin io.Reade
 	o := chain.Run(ctx, tx, m)
 	defer o.Release()
 	x := explain(tx, chain, m, o, time.Since(start))
+	x.handOn(listen, m, o)
+	if noSecret != nil && !errors.Is(noSecret, fs.ErrNotExist) {
+		x.Notes = append(x.Notes, fmt.Sprintf("marks made by the daemon are not known here: %s: run this as the daemon's user", clean(noSecret.Error())))
+	}
 	if f.json {
 		return x.printJSON(out)
 	}

@@ -8,7 +8,9 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/postern-mta/postern/cmd/postern/config"
 	"github.com/postern-mta/postern/pipeline"
+	"github.com/postern-mta/postern/pipeline/ingress/handoff"
 	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/reply"
 )
@@ -24,13 +26,20 @@ type explanation struct {
 	To       []string         `json:"to"`
 	Size     int64            `json:"size"`
 	Form     string           `json:"form"`
-	Filters  pipeline.Trace   `json:"filters"`
+	Filters  []explainedEntry `json:"filters"`
 	Outgoing []explainedGoing `json:"outgoing,omitempty"`
 	Refused  []explainedFate  `json:"refused,omitempty"`
 	Answer   string           `json:"answer"`
 	Exit     uint8            `json:"exit"`
 	// Text is the custom error text that a caller which reads one is given.
-	Text string `json:"text,omitempty"`
+	Text  string   `json:"text,omitempty"`
+	Notes []string `json:"notes,omitempty"`
+	Took  string   `json:"took"`
+}
+
+// explainedEntry is an entry of the trace with a time that people can read.
+type explainedEntry struct {
+	pipeline.Entry
 	Took string `json:"took"`
 }
 
@@ -55,8 +64,12 @@ func explain(tx *pipeline.Transaction, chain *pipeline.Chain, m message.Message,
 	s := tx.Session
 	x := explanation{
 		Chain: chain.Name(), Standing: s.Standing.String(), Helo: s.Helo, User: s.User, From: tx.Envelope.Sender,
-		To: tx.Envelope.Addresses(), Size: m.Size(), Form: m.Form().String(), Filters: o.Trace,
-		Answer: o.Reply.SMTP(), Exit: o.Reply.QueueExit(), Text: o.Reply.QueueText(maxQueueText), Took: took.Round(time.Microsecond).String(),
+		To: tx.Envelope.Addresses(), Size: m.Size(), Form: m.Form().String(),
+		Took: took.Round(time.Microsecond).String(),
+	}
+	x.answer(o.Reply)
+	for _, e := range o.Trace {
+		x.Filters = append(x.Filters, explainedEntry{e, e.Took.Round(time.Microsecond).String()})
 	}
 	if s.Peer.IsValid() {
 		x.Peer = s.Peer.Addr().String()
@@ -74,6 +87,30 @@ func explain(tx *pipeline.Transaction, chain *pipeline.Chain, m message.Message,
 		}
 	}
 	return x
+}
+
+func (x *explanation) answer(r reply.Reply) {
+	x.Answer, x.Exit, x.Text = r.SMTP(), r.QueueExit(), r.QueueText(maxQueueText)
+}
+
+// handOn is what the entrance says of a message that the chain lets pass.
+func (x *explanation) handOn(l *config.Listen, m message.Message, o *pipeline.Outcome) {
+	if l.Next == config.NextQueue {
+		if hops := m.Head().Hops(); hops >= handoff.MaxHops {
+			x.Outgoing = nil
+			x.answer(reply.Loop)
+			x.Notes = append(x.Notes, fmt.Sprintf("%d hops: our queue takes no message with %d or more, before any filter sees it", hops, handoff.MaxHops))
+		}
+		return
+	}
+	if o.Reply.Class != reply.Success || l.Next == config.NextDiscard {
+		return
+	}
+	if err := handoff.Fits(o.Outgoing); err != nil {
+		x.Outgoing = nil
+		x.answer(reply.Trouble)
+		x.Notes = append(x.Notes, "the chain lets it pass, but it cannot go to the next program: "+clean(err.Error()))
+	}
 }
 
 // maxQueueText is the longest custom error text that qmail's callers read.
@@ -181,6 +218,9 @@ func (x explanation) print(w io.Writer) error {
 			fmt.Fprintf(&b, "          %s\n", line)
 		}
 	}
+	for _, note := range x.Notes {
+		fmt.Fprintf(&b, "note      %s\n", note)
+	}
 	fmt.Fprintf(&b, "answer    %s\n", x.Answer)
 	fmt.Fprintf(&b, "exit      %d%s\n", x.Exit, optional(", or with a custom error text ", x.Text))
 	fmt.Fprintf(&b, "took      %s\n", x.Took)
@@ -206,7 +246,7 @@ func (x explanation) printFilters(b *strings.Builder) {
 		if e.Reply != "" {
 			why = strings.TrimPrefix(why+" -> "+e.Reply, " -> ")
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", e.Stage, e.Filter, verdict, e.Took.Round(time.Microsecond), why)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", e.Stage, e.Filter, verdict, e.Took, why)
 		for _, edit := range e.Edits {
 			fmt.Fprintf(t, "\t\t\t\t  %s\n", edit)
 		}

@@ -12,9 +12,9 @@ import (
 	"github.com/postern-mta/postern/pipeline/reply"
 )
 
-// maxHops is how many passing systems a message may name before it is a loop
+// MaxHops is how many passing systems a message may name before it is a loop
 // (qmail-smtpd.c).
-const maxHops = 100
+const MaxHops = 100
 
 // work takes the message in, has it judged and hands it on. The answer is for
 // the shim, the error for the log.
@@ -118,7 +118,7 @@ func (n *session) misconfigured(err error) (reply.Reply, error) {
 
 // own does to a message what qmail-queue does to one that it queues.
 func (n *session) own(m message.Message) (message.Message, error) {
-	if hops := m.Head().Hops(); hops >= maxHops {
+	if hops := m.Head().Hops(); hops >= MaxHops {
 		return m, reply.With(reply.Loop, fmt.Errorf("%d hops", hops))
 	}
 	if !n.srv.o.Received {
