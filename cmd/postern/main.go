@@ -63,7 +63,7 @@ Begin with "postern demo", then write a configuration and "postern check" it.`,
 	}
 	c.AddCommand(
 		serveCommand(), checkCommand(), explainCommand(), filterCommand(), statusCommand(), reloadCommand(),
-		configCommand(), sinkCommand(), demoCommand(), manCommand(), versionCommand(),
+		queueCommand(), qstatCommand(), qreadCommand(), metricsCommand(), configCommand(), sinkCommand(), demoCommand(), manCommand(), versionCommand(),
 	)
 	return c
 }

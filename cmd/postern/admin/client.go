@@ -86,7 +86,7 @@ func (c *Client) fetch(ctx context.Context, limit time.Duration, method, path st
 	}
 	resp, err := c.http.Do(r)
 	if err != nil {
-		return nil, fmt.Errorf("no daemon answers on %s (is postern serve running, and may you open the socket?): %w", c.socket, err)
+		return nil, c.silence(err)
 	}
 	defer resp.Body.Close()
 	content, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
@@ -104,4 +104,17 @@ func (c *Client) fetch(ctx context.Context, limit time.Duration, method, path st
 		return nil, fmt.Errorf("daemon answered %s", resp.Status)
 	}
 	return content, nil
+}
+
+// ErrNoDaemon is wrapped by the errors of a Client that finds nobody at its
+// socket.
+var ErrNoDaemon = errors.New("no daemon answers")
+
+// silence puts into words that no answer came.
+func (c *Client) silence(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "dial" {
+		return fmt.Errorf("%w on %s (is postern serve running, and may you open the socket?): %w", ErrNoDaemon, c.socket, err)
+	}
+	return fmt.Errorf("the daemon on %s gave no answer: %w", c.socket, err)
 }
