@@ -81,11 +81,33 @@ func (i *ids) given(id store.ID) bool {
 // openIDs goes on above every id that was or may have been given out.
 func (s *Store) openIDs() error {
 	mark, err := s.mark()
+	var d *Damage
+	if errors.As(err, &d) {
+		mark, err = s.guessMark()
+		s.o.Log.Error("the mark of used message ids is damaged: going on above what is stored", "error", d, "mark", mark.String())
+	}
 	if err != nil || mark == 0 {
 		return err
 	}
 	s.ids.last, s.ids.durable = mark-1, mark
 	return nil
+}
+
+// guessMark is above the clock and all that is stored, by as much as may have
+// been reserved.
+func (s *Store) guessMark() (store.ID, error) {
+	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: []byte{prefixEnvelope}, UpperBound: []byte{prefixEnvelope + 1}})
+	if err != nil {
+		return 0, err
+	}
+	defer it.Close()
+	mark := store.FirstID(s.o.Now())
+	if it.Last() {
+		if id, _, ok := numbered(it.Key(), 1); ok {
+			mark = max(mark, id)
+		}
+	}
+	return mark + idBlock, it.Error()
 }
 
 // mark reads the high-water mark of ids, 0 if there is none.

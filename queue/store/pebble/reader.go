@@ -184,7 +184,8 @@ func (r *reader) Scan(from store.ID, f func(*store.Entry) error) error {
 	return sc.run(f)
 }
 
-// scan walks envelopes, states and holds side by side.
+// scan walks envelopes, states and holds side by side; or envelopes alone, if
+// there are no iterators for the others.
 type scan struct {
 	s                        *Store
 	envelopes, states, holds *pebble.Iterator
@@ -301,6 +302,9 @@ func (sc *scan) envelope(id store.ID) error {
 // rest reads states and hold of the message.
 func (sc *scan) rest(id store.ID) error {
 	sc.entry.States, sc.entry.Hold = sc.entry.States[:0], nil
+	if sc.states == nil {
+		return nil
+	}
 	for it := sc.states; it.Valid(); it.Next() {
 		at, recipient, ok := numbered(it.Key(), 1)
 		if ok && at > id {

@@ -180,34 +180,40 @@ func (s *Store) keep() {
 		if err := s.makeBallast(); err != nil {
 			s.o.Log.Warn("the ballast file could not be made", "file", s.path(ballastFile), "error", err)
 		}
-		if err := s.compact(ctx); err != nil && ctx.Err() == nil {
+		if _, err := s.compact(ctx, garbageFloor); err != nil && ctx.Err() == nil {
 			s.o.Log.Warn("the queue's store could not be compacted", "dir", s.o.Dir, "error", err)
 		}
 	}
 }
 
-// The bound on garbage: the database is compacted when what lives is less than
-// a quarter of what it takes, and that is more than garbageFloor.
+// garbageFloor is how much garbage is never worth the work.
 const garbageFloor = 256 << 20
 
-// compact merges the tables of bodies and envelopes if there is too much
-// garbage in them.
-func (s *Store) compact(ctx context.Context) error {
+// wasteful is the bound on garbage: the database is compacted when what lives
+// is less than a quarter of what it takes and that is more than floor, and when
+// it takes more than twice what lives and floor. So it never takes more than
+// that by more than what is written while it is being compacted.
+func wasteful(live, used, floor int64) bool {
+	return used > floor && live < used/4 || used > 2*live+floor
+}
+
+// compact merges the tables if there is too much garbage in them, and reports
+// whether there was.
+func (s *Store) compact(ctx context.Context, floor int64) (bool, error) {
 	if s.enter() != nil {
-		return nil
+		return false, nil
 	}
 	defer s.leave()
 	if err := s.count(ctx); err != nil {
-		return err
+		return false, err
 	}
-	if !wasteful(s.counts.live.Load(), int64(s.db.Metrics().DiskSpaceUsage())) {
-		return nil
+	if !wasteful(s.counts.live.Load(), int64(s.db.Metrics().DiskSpaceUsage()), floor) {
+		return false, nil
 	}
-	return s.compactNow(ctx)
+	return true, s.compactNow(ctx)
 }
 
-func wasteful(live, used int64) bool { return used > garbageFloor && live < used/4 }
-
+// compactNow merges all tables of bodies, envelopes and states.
 func (s *Store) compactNow(ctx context.Context) error {
 	defer s.diePanicking()
 	for _, prefix := range [...]byte{prefixBody, prefixEnvelope, prefixState} {

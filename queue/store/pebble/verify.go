@@ -41,7 +41,7 @@ type verifier struct {
 	snap   *pebble.Snapshot
 
 	mark     store.ID
-	messages map[store.ID]bool    // there; true if it can be read
+	messages map[store.ID]bool    // there, if only in part
 	bodies   map[store.ID]bool    // wanted by a message; true if the record was seen
 	sharers  map[[2]store.ID]bool // wanted (body, message); true if the entry was seen
 	sizes    map[store.ID]store.BodyInfo
@@ -79,52 +79,41 @@ func (v *verifier) marks() (err error) {
 
 func (v *verifier) envelopes() error {
 	v.sizes = make(map[store.ID]store.BodyInfo)
-	if err := v.each(func(key, value []byte) error {
-		id, chunk, ok := numbered(key, 1)
-		if !ok {
-			v.problem("key %q is no key of an envelope", key)
-			return nil
-		}
-		if chunk != 0 {
-			if _, seen := v.messages[id]; !seen {
-				v.messages[id] = false
-			}
-			return nil
-		}
-		v.header(id, key, value)
-		return nil
-	}, prefixEnvelope); err != nil {
+	it, err := v.snap.NewIter(&pebble.IterOptions{LowerBound: []byte{prefixEnvelope}, UpperBound: []byte{prefixEnvelope + 1}})
+	if err != nil {
 		return err
 	}
-	r := reader{s: v.s, snap: v.snap}
-	for id := range v.messages {
-		if err := context.Cause(v.ctx); err != nil {
-			return err
-		}
-		_, err := r.Message(id)
-		var d *Damage
-		switch {
-		case err == nil:
-			v.messages[id] = true
-		case errors.As(err, &d):
-			v.problem("message %s: %v", id, err)
-		case errors.Is(err, store.ErrNotFound):
-			v.problem("message %s has recipients but no head", id)
-		default:
-			return err
-		}
+	sc := scan{s: v.s, envelopes: it}
+	defer sc.close()
+	sc.damage = func(id store.ID, err error) {
+		v.problem("message %s: %v", id, err)
+		v.damaged(id)
 	}
-	return nil
+	it.First()
+	return sc.run(func(e *store.Entry) error {
+		v.header(e.Message.ID, &sc.h)
+		return context.Cause(v.ctx)
+	})
 }
 
-func (v *verifier) header(id store.ID, key, value []byte) {
-	v.messages[id] = false
+// damaged takes what a damaged message still says of its body.
+func (v *verifier) damaged(id store.ID) {
+	v.messages[id] = true
+	key := envelopeKey(id, 0)
+	value, closer, err := v.snap.Get(key)
+	if err != nil {
+		return
+	}
+	defer closer.Close()
+	if h, err := decodeHeader(key, value); err == nil {
+		v.header(id, &h)
+	}
+}
+
+func (v *verifier) header(id store.ID, h *header) {
+	v.messages[id] = true
 	if id >= v.mark {
 		v.problem("message %s has an id that was never given out: the mark is %s", id, v.mark)
-	}
-	h, err := decodeHeader(key, value)
-	if err != nil {
-		return // Message will say so
 	}
 	info := h.message.Body
 	if have, ok := v.sizes[info.Of]; ok && have != info {
@@ -141,7 +130,7 @@ func (v *verifier) header(id store.ID, key, value []byte) {
 
 // of reports a key whose message is not there.
 func (v *verifier) of(key []byte, id store.ID) {
-	if _, ok := v.messages[id]; !ok {
+	if !v.messages[id] {
 		v.problem("%s is of a message that is not there", keyName(key))
 	}
 }

@@ -1,0 +1,209 @@
+package pebble
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.uber.org/goleak"
+
+	"github.com/postern-mta/postern/pipeline/message"
+	"github.com/postern-mta/postern/queue/store"
+)
+
+func TestLockNamesItsHolder(t *testing.T) {
+	for _, fs := range []vfs.FS{vfs.Default, vfs.NewMem()} {
+		dir := t.TempDir()
+		s := mustOpen(t, testOptions(dir, fs))
+		_, err := Open(testOptions(dir, fs))
+		if err == nil || !strings.Contains(err.Error(), dir) || !strings.Contains(err.Error(), fmt.Sprintf("in use by postern, pid %d, since ", os.Getpid())) {
+			t.Errorf("a second Open gives %v", err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fs.Stat(s.path(holderFile)); err == nil {
+			t.Error("the holder's name outlives it")
+		}
+		if err := mustOpen(t, testOptions(dir, fs)).Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := Open(Options{}); err == nil {
+		t.Error("a store without a directory opens")
+	}
+}
+
+func TestOnlyThisUserReads(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "queue")
+	s := mustOpen(t, testOptions(dir, nil))
+	defer s.Close()
+	for _, name := range []string{"", dbDir, bodiesDir, spoolDir, stateDir} {
+		st, err := os.Stat(s.path(name))
+		if err != nil || st.Mode().Perm() != 0o700 {
+			t.Errorf("%s: %v %v", name, st.Mode(), err)
+		}
+	}
+}
+
+func TestFormat(t *testing.T) {
+	mem := vfs.NewMem()
+	s := mustOpen(t, testOptions("q", mem))
+	if err := s.db.Set(formatKey, appendNumber(nil, Format+1), pebble.Sync); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	_, err := Open(testOptions("q", mem))
+	if want := "queue q: has format 2, and this Postern knows formats up to 1: start the newer Postern that wrote it"; err == nil || err.Error() != want {
+		t.Errorf("%v", err)
+	}
+	if _, err = Open(testOptions("q", mem)); err == nil || strings.Contains(err.Error(), "in use") {
+		t.Errorf("a refused store stays locked: %v", err)
+	}
+	other := vfs.NewMem()
+	if err := other.MkdirAll("q", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	db, err := pebble.Open("q/db", &pebble.Options{FS: other, Logger: engineLog{&Store{o: Options{Log: s.o.Log}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	db.Set([]byte("somebody's"), nil, pebble.Sync)
+	db.Close()
+	if _, err := Open(testOptions("q", other)); err == nil || !strings.Contains(err.Error(), "no format version") {
+		t.Errorf("a database of somebody else gives %v", err)
+	}
+}
+
+// TestDescriptor passes a large message to another process.
+func TestDescriptor(t *testing.T) {
+	s := mustOpen(t, testOptions(t.TempDir(), nil))
+	defer s.Close()
+	text := "A: b\n\n" + strings.Repeat("0123456789abcde\n", 10_000)
+	m, err := message.Read(strings.NewReader(text), message.Options{Spool: s})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Body().Release()
+	if m.Body().SpoolName() == "" {
+		t.Fatal("not in the spool")
+	}
+	f, err := m.Descriptor(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if got, err := io.ReadAll(f); err != nil || string(got) != text {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	if n, err := f.WriteAt([]byte("x"), 0); err == nil {
+		t.Errorf("%d bytes written", n)
+	}
+	names, err := os.ReadDir(s.path(spoolDir))
+	if err != nil || len(names) != 1 {
+		t.Errorf("%v %v", names, err)
+	}
+}
+
+func TestSpoolIsSwept(t *testing.T) {
+	dir := t.TempDir()
+	s := mustOpen(t, testOptions(dir, nil))
+	name, f, err := s.Create()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Write([]byte("x"))
+	f.Close()
+	if _, err := s.Open("../lock"); err == nil {
+		t.Error("a name that leaves the spool is opened")
+	}
+	s.Close()
+	s = mustOpen(t, testOptions(dir, nil))
+	defer s.Close()
+	if f, err := s.Open(name); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%v %v", f, err)
+	}
+}
+
+func TestNothingIsLeftRunning(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	for range 3 {
+		s := mustOpen(t, testOptions("q", vfs.NewMem()))
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Open(testOptions("/proc/no/such", nil))
+		if err == nil {
+			t.Fatal("a store in /proc")
+		}
+	}
+}
+
+func TestValueSeparation(t *testing.T) {
+	mem := vfs.NewMem()
+	o := testOptions("q", mem)
+	o.ValueSeparation = true
+	s := mustOpen(t, o)
+	var last store.ID
+	for range 300 {
+		m := testMessage(s, "a@example.com")
+		mustApply(t, s, &store.Batch{Puts: []store.Put{{Message: m, Body: message.BytesBody([]byte(strings.Repeat(m.ID.String(), 300)))}}})
+		last = m.ID
+	}
+	if err := s.Compact(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	mustVerify(t, s)
+	s.Close()
+	// The format cannot go back, but the option can.
+	s = mustOpen(t, testOptions("q", mem))
+	defer s.Close()
+	all := scanned(t, s)
+	e := all[last]
+	r, _ := s.Reader()
+	defer r.Close()
+	b, err := r.Body(e.Message)
+	if err != nil || len(all) != 300 || string(message.New(message.Head{}, b).Bytes()) != strings.Repeat(last.String(), 300) {
+		t.Error(err, len(all))
+	}
+}
+
+// TestIDsAheadOfTheClock: by no more than a block after a crash, and not at all
+// after a close.
+func TestIDsAheadOfTheClock(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	now := time.UnixMilli(1_790_000_000_000)
+	o := testOptions("q", mem)
+	o.Now = func() time.Time { return now }
+	for range 5 {
+		s := mustOpen(t, o)
+		id := s.NewID()
+		if ahead := id.Time().Sub(now); ahead > 0 {
+			t.Errorf("ids are %v ahead after a close", ahead)
+		}
+		s.Close()
+	}
+	for range 5 {
+		s := mustOpen(t, o)
+		for range 100 {
+			s.NewID()
+		}
+		o.FS = mem.CrashClone(vfs.CrashCloneCfg{})
+		s.Close()
+		now = now.Add(5 * time.Second)
+	}
+	s := mustOpen(t, o)
+	defer s.Close()
+	if ahead := s.NewID().Time().Sub(now); ahead > 5*time.Second {
+		t.Errorf("ids are %v ahead after crashes", ahead)
+	}
+	runtime.KeepAlive(mem)
+}
