@@ -12,16 +12,16 @@ import (
 	"github.com/postern-mta/postern/queue/store"
 )
 
-// slowStore takes five seconds to say that new messages are stored, while they
-// can be read already.
+// slowStore takes five seconds to store new messages, and ten to say that they
+// are stored.
 type slowStore struct{ *queuetest.Memory }
 
 func (s slowStore) Apply(ctx context.Context, b *store.Batch, later bool) error {
-	err := s.Memory.Apply(ctx, b, later)
 	if len(b.Puts) > 0 {
 		time.Sleep(5 * time.Second)
+		defer time.Sleep(5 * time.Second)
 	}
-	return err
+	return s.Memory.Apply(ctx, b, later)
 }
 
 func slow(r *rig) { r.Queue.o.Store = slowStore{r.store} }
@@ -39,7 +39,7 @@ func TestOperateWhileSubmitting(t *testing.T) {
 				done <- err
 			}()
 		}
-		pass(time.Second)
+		pass(6 * time.Second)
 		if c, err := r.Hold(t.Context(), Selection{Match: from("held@here.example")}, store.Hold{Reason: "x"}); err != nil || c.Messages != 1 {
 			t.Errorf("%+v %v", c, err)
 		}
@@ -89,7 +89,7 @@ func TestConcludeWhileReporting(t *testing.T) {
 			switch {
 			case to == "bad@one.example":
 				return never
-			case to == "late@two.example" && time.Since(start) < 3*time.Second:
+			case to == "late@two.example" && time.Since(start) < 13*time.Second:
 				return later
 			}
 			return accepted
