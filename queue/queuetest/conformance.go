@@ -71,6 +71,7 @@ func (p *player) same(t *testing.T) {
 	if d := p.Shows().Diff(got); d != "" {
 		t.Fatalf("the store differs from the model: %s", d)
 	}
+	must(t, p.check())
 	must(t, p.reopen())
 }
 

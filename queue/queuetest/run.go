@@ -89,7 +89,7 @@ func (r *Run) settle() error {
 	return fmt.Errorf("the store is in none of the %d states that it may be in: %s", len(r.may), diff)
 }
 
-// check verifies the store, and that ids ascend.
+// check verifies the store.
 func (r *Run) check() error {
 	var problems []string
 	if err := r.S.Verify(context.Background(), func(p string) { problems = append(problems, p) }); err != nil {

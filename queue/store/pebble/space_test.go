@@ -307,3 +307,35 @@ func TestWasteful(t *testing.T) {
 		}
 	}
 }
+
+// TestFileGoesAfterItsRecord holds back the flush of the log while a message
+// with a large body is removed, to be done later: its file must stay until then.
+func TestFileGoesAfterItsRecord(t *testing.T) {
+	fs := queuetest.NewFaultFS(vfs.NewMem())
+	s := mustOpen(t, testOptions("q", fs))
+	defer s.Close()
+	m := testMessage(s, "a@example.com")
+	mustApply(t, s, &store.Batch{Puts: []store.Put{{Message: m, Body: message.BytesBody(make([]byte, 100_000))}}})
+	flushing, goOn := make(chan struct{}, 100), make(chan struct{})
+	fs.Hook(func(c queuetest.Call) error {
+		if c.Op == "sync" && strings.HasSuffix(c.Path, ".log") {
+			flushing <- struct{}{}
+			<-goOn
+		}
+		return nil
+	})
+	done := make(chan error)
+	go func() { done <- s.Apply(context.Background(), &store.Batch{Removes: []store.ID{m.ID}}, true) }()
+	<-flushing
+	time.Sleep(20 * time.Millisecond) // for one who does not wait
+	if _, err := fs.Stat(s.bodyPath(m.ID)); err != nil {
+		t.Error("the file is gone before the record that names it:", err)
+	}
+	close(goOn)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fs.Stat(s.bodyPath(m.ID)); err == nil {
+		t.Error("the file stays")
+	}
+}
