@@ -3,6 +3,7 @@ package handoff
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -209,7 +210,7 @@ func (r *nextRecord) attrs() []slog.Attr {
 		all = append(all, slog.Int("exit", r.exit))
 	}
 	if r.known {
-		all = append(all, slog.String("answer", reply.FromExit(r.exit, "").SMTP()))
+		all = append(all, slog.String("answer", r.answer()))
 	}
 	if r.pid > 0 {
 		all = append(all, slog.Int("pid", r.pid))
@@ -218,6 +219,16 @@ func (r *nextRecord) attrs() []slog.Attr {
 		all = append(all, slog.Int("copies", r.copies), slog.Int("kept", r.kept))
 	}
 	return []slog.Attr{slog.Group("next", append(all, slog.String("took", span(r.took)))...)}
+}
+
+// answer is what a caller makes of the exit code. With a code that stands for a
+// text the answer is the text, which goes from the program to the caller past
+// us.
+func (r *nextRecord) answer() string {
+	if slices.Contains(reply.CustomExits[:], r.exit) {
+		return "in its own words"
+	}
+	return reply.FromExit(r.exit, "").SMTP()
 }
 
 // clean makes one printable line of at most limit bytes of a text, in UTF-8:
