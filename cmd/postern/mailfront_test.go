@@ -123,6 +123,7 @@ func newFront(t *testing.T, shim string) *front {
 	must(os.MkdirAll(filepath.Join(f.dir, "home", "control"), 0o777))
 	must(os.Mkdir(filepath.Join(f.dir, "record"), 0o777))
 	must(os.WriteFile(filepath.Join(f.dir, "home", "control", "rcpthosts"), []byte("example.org\n"), 0o666))
+	must(os.WriteFile(filepath.Join(f.dir, "huge"), bytes.Repeat([]byte(strings.Repeat("x", 70)+"\n"), 5000), 0o666))
 	must(os.WriteFile(filepath.Join(f.dir, "postern.toml"), expand(mailfrontConfig), 0o666))
 	rules := exec.Command("tcprules", filepath.Join(f.dir, "rules.cdb"), filepath.Join(f.dir, "rules.tmp"))
 	rules.Stdin = bytes.NewReader(expand(mailfrontRules))
@@ -174,6 +175,9 @@ func (f *front) stopDaemon(t *testing.T) {
 // swaks sends one message with swaks, and returns the last reply before QUIT.
 func (f *front) swaks(t *testing.T, from string, args ...string) string {
 	t.Helper()
+	for i := range args {
+		args[i] = strings.ReplaceAll(args[i], "$RUN", f.dir)
+	}
 	all := append([]string{"--server", "127.0.0.1:" + f.port, "--local-interface", from, "--helo", "client.example", "--timeout", "60"}, args...)
 	out, err := exec.Command("swaks", all...).CombinedOutput()
 	if before, _, ok := strings.Cut(string(out), "\n -> QUIT"); ok {
@@ -412,6 +416,8 @@ var answers = []answer{
 	{name: "long-address", from: netStranger, to: strings.Repeat("b", 1003-len("@example.org")) + "@example.org", want: `554 5\.1\.3 Address too long\.`, log: "554 5.1.3 envelope address too long", exit: 11},
 	{name: "large", from: netStranger, extra: []string{"--body", strings.Repeat(strings.Repeat("x", 70)+`\n`, 500)}, want: `554 5\.3\.0 Message refused\.`, log: "552 5.3.4 message is larger than my limit", exit: 31},
 	{name: "large-head", from: netStranger, extra: []string{"--header", "X-Large: " + strings.Repeat("x", 9000)}, want: `554 5\.3\.0 Message refused\.`, log: "552 5.3.4 message header is larger than my limit", exit: 31},
+	{name: "huge", from: netStranger, extra: []string{"--body", "@$RUN/huge"}, want: `554 5\.3\.0 Message refused\.`, log: "552 5.3.4 message is larger than my limit", exit: 31},
+	{name: "away-huge", from: netAway, extra: []string{"--body", "@$RUN/huge"}, want: `451 4\.3\.0 Message refused by mail server\.`},
 	{name: "crashed", from: netStranger, to: "signal-9@example.org", want: `451 4\.3\.0 (qmail-queue crashed|Internal qmail-queue bug)\.`},
 	{name: "away", from: netAway, want: `451 4\.3\.0 Message refused by mail server\.`},
 }

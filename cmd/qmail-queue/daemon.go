@@ -27,7 +27,7 @@ func (s *shim) connect() {
 		}
 		left := until - now()
 		if left <= 0 {
-			exit(exitTemporary)
+			s.silent()
 		}
 		poll(nil, min(left, pause))
 		pause = min(pause*3/2, 1000)

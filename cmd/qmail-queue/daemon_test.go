@@ -129,6 +129,12 @@ func (c *caller) start() {
 	}
 }
 
+// written closes the caller's ends, as callers do that have written all.
+func (c *caller) written() {
+	c.message.Close()
+	c.envelope.Close()
+}
+
 // wait returns the exit code, -1 for a signal.
 func (c *caller) wait() int {
 	c.ended.Do(func() {

@@ -24,6 +24,7 @@ func TestNoDaemon(t *testing.T) {
 		check(t, c.listener.Close()) // unlinks the socket
 		c.waits(short)
 		c.start()
+		c.written()
 		c.exits(71)
 
 		c = newCaller(t, p)
@@ -31,7 +32,41 @@ func TestNoDaemon(t *testing.T) {
 		check(t, c.listener.Close()) // refuses
 		c.waits(short)
 		c.start()
+		c.written()
 		c.exits(71)
+	})
+}
+
+// TestNoDaemonAndMuchToWrite: a caller that holds the reading ends itself, as mailfront 2.12 does, gets no EPIPE; it can
+// write all it has nevertheless, whether the daemon is missing, refuses, or dies.
+func TestNoDaemonAndMuchToWrite(t *testing.T) {
+	each(t, func(t *testing.T, p program) {
+		for _, name := range []string{"missing", "refusing", "dying"} {
+			c := newCaller(t, p)
+			for _, f := range c.files[:2] {
+				fd, err := syscall.Dup(int(f.Fd()))
+				check(t, err)
+				defer syscall.Close(fd)
+			}
+			c.waits(short)
+			switch name {
+			case "missing":
+				check(t, c.listener.Close())
+				c.start()
+			case "refusing":
+				c.start()
+				c.accept().hangUp()
+			case "dying":
+				d := c.greeted()
+				d.raw(ok)
+				d.hangUp()
+			}
+			fill(t, c.message, strings.Repeat("line\n", 1<<16))
+			fill(t, c.envelope, strings.Repeat("Trecipient@example.org\x00", 1<<13))
+			if code := c.wait(); code != 71 {
+				t.Errorf("%s: exit %d", name, code)
+			}
+		}
 	})
 }
 
@@ -74,6 +109,7 @@ func TestFullBacklog(t *testing.T) {
 		}
 		c.waits(short)
 		c.start()
+		c.written()
 		c.exits(71)
 	})
 }
@@ -194,6 +230,7 @@ func TestDaemonDies(t *testing.T) {
 	each(t, func(t *testing.T, p program) {
 		c := newCaller(t, p)
 		c.start()
+		c.written()
 		c.accept().hangUp() // before or while the hello is sent
 		c.exits(71)
 		frames := []string{ok, "B", "E", "N\x01\x02\x00/bin/true\x00", "P\x01\x00"}
@@ -201,6 +238,7 @@ func TestDaemonDies(t *testing.T) {
 			for _, pause := range []time.Duration{0, 50 * time.Millisecond} {
 				c := newCaller(t, p)
 				d := c.greeted()
+				c.written()
 				for _, f := range frames[:n] {
 					if f[0] == 'P' {
 						d.raw(f, os.Stdin, os.Stdin)
@@ -271,6 +309,7 @@ func TestGarbage(t *testing.T) {
 		for name, packets := range rows {
 			c := newCaller(t, p)
 			d := c.greeted()
+			c.written()
 			for _, packet := range packets {
 				packet, count, _ := strings.Cut(packet, "+")
 				n, _ := strconv.Atoi(count) // 0 without a count

@@ -172,6 +172,7 @@ func TestSocketPath(t *testing.T) {
 			c := newCaller(t, p)
 			c.env = []string{"POSTERN_SOCKET=" + path, "POSTERN_WAIT=0"} // the first of two counts
 			c.start()
+			c.written()
 			c.exits(71)
 		}
 	})

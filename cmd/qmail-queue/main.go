@@ -55,7 +55,7 @@ type shim struct {
 type pair struct{ message, envelope int }
 
 func main() {
-	s := &shim{begun: now(), patience: wire.ConnectWait, env: syscall.Environ()}
+	s := &shim{begun: now(), patience: wire.ConnectWait, sock: -1, env: syscall.Environ()}
 	if !open(0) || !open(1) {
 		syscall.Exit(exitRead)
 	}
@@ -86,7 +86,7 @@ func (s *shim) converse() {
 		switch {
 		case late && until == s.end && until != s.quiet && !s.envelope:
 			exit(exitTimeout)
-		case late && until == s.quiet && !s.envelope && s.next.Count == 0:
+		case len(packet) == 0 && (!late || until == s.quiet) && !s.envelope && s.next.Count == 0:
 			s.silent()
 		case len(packet) == 0:
 			exit(exitTemporary)
@@ -181,14 +181,14 @@ func (s *shim) answer(x wire.Exit) int {
 	return int(x.Code)
 }
 
-// silent ends the shim when the daemon did nothing for too long.
+// silent ends the shim when there is no answer, and the caller may still be writing.
 func (s *shim) silent() {
 	s.drain()
 	exit(exitTemporary)
 }
 
-// drain hangs up and then reads what the caller still writes: a daemon that is stopped holds the reading ends too, so
-// our exit would leave the caller blocked in write. Only after the socket is closed, so that a daemon that wakes up
+// drain hangs up and then reads what the caller still writes: a daemon that is stopped holds the reading ends too, as
+// some callers do themselves, so our exit would leave the caller blocked in write. Only after the socket is closed, so that a daemon that wakes up
 // knows that the message may have a hole.
 func (s *shim) drain() {
 	syscall.Close(s.sock)

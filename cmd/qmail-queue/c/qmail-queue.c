@@ -101,8 +101,8 @@ static bool is_pipe(int fd, bool sockets_too)
 	return fstat(fd, &st) == 0 && (S_ISFIFO(st.st_mode) || (sockets_too && S_ISSOCK(st.st_mode)));
 }
 
-/* drain hangs up and then reads what the caller still writes: a daemon that is stopped holds the reading ends too, so
- * our exit would leave the caller blocked in write(). Only after the socket is closed, so that a daemon that wakes up
+/* drain hangs up and then reads what the caller still writes: a daemon that is stopped holds the reading ends too, as
+ * some callers do themselves, so our exit would leave the caller blocked in write(). Only after the socket is closed, so that a daemon that wakes up
  * knows that the message may have a hole. */
 static void drain(void)
 {
@@ -127,7 +127,7 @@ static void drain(void)
 	}
 }
 
-/* silent ends the shim when the daemon did nothing for too long. */
+/* silent ends the shim when there is no answer, and the caller may still be writing. */
 static _Noreturn void silent(void)
 {
 	drain();
@@ -234,8 +234,10 @@ static void connect_daemon(void)
 		if (sock >= 0)
 			close(sock);
 		left = until - now();
-		if (left <= 0)
-			_exit(EXIT_TEMPORARY);
+		if (left <= 0) {
+			sock = -1;
+			silent();
+		}
 		poll(NULL, 0, (int)(left < pause ? left : pause));
 		pause = pause < 1000 ? pause * 3 / 2 : 1000;
 	}
@@ -508,7 +510,7 @@ static _Noreturn void converse(int64_t begun)
 		n = get(until, fds, &nfds);
 		if (n < 0 && until == end && until != quiet)
 			_exit(envelope ? EXIT_TEMPORARY : EXIT_TIMEOUT);
-		if (n < 0 && !envelope && !count)
+		if (n <= 0 && !envelope && !count)
 			silent();
 		if (n <= 0)
 			_exit(EXIT_TEMPORARY);

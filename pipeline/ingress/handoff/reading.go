@@ -191,9 +191,31 @@ func (n *session) readMessage(until time.Time) (message.Message, error) {
 	}
 	defer in.Close()
 	o := &n.srv.o
-	return message.Read(in, message.Options{
+	m, err := message.Read(in, message.Options{
 		Lines: *o.Lines, Spool: o.Spool, MaxSize: o.Limits.Size, MaxHead: o.Limits.Head, MaxFields: o.Limits.Fields,
 	})
+	if err != nil {
+		skip(in)
+		n.skipEnvelope(until)
+	}
+	return m, err
+}
+
+// skip reads to the end what is refused already, so that the caller can write
+// all it has and come to wait for the answer. Most callers would get EPIPE if
+// we closed the pipe; mailfront takes that for a failure of its own and answers
+// "later", and up to 2.12 it holds the reading ends of its pipes itself and
+// would block for ever.
+func skip(in io.Reader) { io.Copy(io.Discard, in) } //nolint:errcheck // the answer is known
+
+// skipEnvelope does that with descriptor 1.
+func (n *session) skipEnvelope(until time.Time) {
+	in, err := openSource(n.ctx, n.takeFD(1), until)
+	if err != nil {
+		return
+	}
+	defer in.Close()
+	skip(in)
 }
 
 // readEnvelope reads fd 1 as far as an envelope goes.
@@ -204,6 +226,9 @@ func (n *session) readEnvelope(until time.Time) (envelope.Envelope, error) {
 	}
 	defer in.Close()
 	e, err := envelope.Read(in, envelope.Limits{Recipients: n.srv.o.Limits.Recipients})
+	if err != nil {
+		skip(in)
+	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		err = reply.With(reply.TimedOut, err)
 	}

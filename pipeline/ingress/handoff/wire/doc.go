@@ -79,12 +79,13 @@
 //	TotalWait without E                                 52, as qmail-queue does
 //	the shim is killed, or its caller kills it          the daemon sees end of file and stores nothing it has not begun to commit
 //
-// The daemon may refuse before it has read the message to its end. The shim exits at once, the daemon closes what it was
-// given, and the caller gets EPIPE, as from a qmail-queue that cannot write its file.
+// The daemon may know its answer before it has read the message to its end. It gives it only when it has read both
+// descriptors to their ends, and throws away what it reads: a caller that writes into a closed pipe may take that for a
+// failure of its own and answer "later" where the answer is no, and one that holds the reading ends itself (mailfront
+// 2.12) would block for ever.
 //
-// A daemon that is silent but alive (stopped, hung) still holds the caller's pipes, so a caller with more to write would
-// block for ever on them, whether the shim exits or not. The shim that gives up on silence before E therefore closes the
-// socket first and then reads the caller's pipes to their end, throwing away what it reads. A daemon that wakes up may
-// find a hole in the message: it must see that the socket has hung up AFTER it has read the envelope and before it
-// commits, and drop the message.
+// For the same reason the shim that ends without an answer before E, because the daemon is missing, silent or gone,
+// closes the socket first and then reads the caller's pipes to their end, throwing away what it reads. A daemon that is
+// silent but alive (stopped, hung) still holds these pipes and may find a hole in the message when it wakes up: it must
+// see that the socket has hung up AFTER it has read the envelope and before it commits, and drop the message.
 package wire
