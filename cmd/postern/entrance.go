@@ -136,7 +136,7 @@ func (d *daemon) server(c *config.Config, ch change) (*handoff.Server, *handoff.
 		Log: d.log, Listener: listener, Trusted: ch.to.trusted, Entrance: l.Name, Chains: &d.chains,
 		Inbound: l.Chain, Local: l.Local, NextMode: l.NextMode, Lines: &l.Lines, Dialect: l.Dialect, Slow: l.Slow,
 		Limits:      handoff.Limits{Recipients: c.Limits.Recipients, Size: c.Limits.Message, Head: int(c.Limits.Head), Fields: c.Limits.Fields},
-		MaxSessions: c.Limits.Sessions, Spool: d.spool, Ours: d.ours, Report: reporter{d.current.Load, d.spool}.refused,
+		MaxSessions: c.Limits.Sessions, Spool: d.spool, Ours: d.ours, Observe: d.meter.Observe, Report: reporter{d.current.Load, d.spool}.refused,
 	}
 	kept := e.kept
 	switch l.Next {

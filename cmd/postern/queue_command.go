@@ -32,12 +32,12 @@ func queueCommand() *cobra.Command {
 func ruleHelp() string {
 	var b strings.Builder
 	b.WriteString("With --match a rule chooses messages, as in\n\n")
-	b.WriteString("  --match 'sender_domain == \"example.org\" and age > duration(\"2h\")'\n")
-	b.WriteString("  --match 'any(domains, indomain(#, \"example.com\")) and not held'\n")
-	b.WriteString("  --match 'header(\"Subject\") contains \"lottery\"'\n\n")
+	b.WriteString("    --match 'sender_domain == \"example.org\" and age > duration(\"2h\")'\n")
+	b.WriteString("    --match 'any(domains, indomain(#, \"example.com\")) and not held'\n")
+	b.WriteString("    --match 'header(\"Subject\") contains \"lottery\"'\n\n")
 	b.WriteString("A rule may name:\n\n")
 	for _, f := range admin.QueueFacts().Facts() {
-		fmt.Fprintf(&b, "  %-14s %s (%s)\n", f.Name, f.Doc, f.Type)
+		fmt.Fprintf(&b, "    %-14s %s (%s)\n", f.Name, f.Doc, f.Type)
 	}
 	return strings.TrimSuffix(b.String(), "\n")
 }

@@ -40,7 +40,7 @@ func metricsHelp() string {
 		if len(m.Labels) > 0 {
 			name += "{" + strings.Join(m.Labels, ",") + "}"
 		}
-		fmt.Fprintf(&b, "  %s\n      %s\n", name, m.Help)
+		fmt.Fprintf(&b, "    %s\n        %s\n", name, m.Help)
 	}
 	return strings.TrimSuffix(b.String(), "\n")
 }
