@@ -24,6 +24,9 @@ import (
 
 // TestMain lets the test binary stand in for the programs that the scripts run.
 func TestMain(m *testing.M) {
+	// A program that was built with -race sleeps for a second before it ends,
+	// unless it is told not to; the scripts run hundreds.
+	os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE")) //nolint:errcheck // it cannot fail
 	testscript.Main(m, map[string]func(){
 		"postern":  func() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) },
 		"recorder": func() { os.Exit(record()) },
@@ -78,9 +81,10 @@ func TestScripts(t *testing.T) {
 						}
 					}
 					dir := filepath.Join(e.WorkDir, "run")
-					e.Vars = append(e.Vars, "SHIM="+shim[kind], "KIND="+kind, "RECORDER="+recorder, "RUN="+dir,
+					e.Vars = append(e.Vars, "GORACE="+os.Getenv("GORACE"), "SHIM="+shim[kind], "KIND="+kind, "RECORDER="+recorder, "RUN="+dir,
 						"POSTERN_SOCKET="+filepath.Join(dir, "queue.sock"), "RECORD_DIR="+filepath.Join(dir, "record"), "POSTERN_WAIT=3000",
 						"UID="+strconv.Itoa(os.Getuid()), "CONFIG="+filepath.Join(e.WorkDir, "postern.toml"))
+					e.Vars = append(e.Vars, "GORACE=atexit_sleep_ms=0") // or each command of a race build sleeps for a second when it ends
 					e.Vars = append(e.Vars, "LONGEST="+strings.Repeat("a", envelope.MaxAddress-2)+"@b")
 					files := map[string]string{
 						"odd":     "From: a\r\nSubject: \xe4 \x00 nul\rcr\n\n\x00body \xff\r\r\n.\nno end",
