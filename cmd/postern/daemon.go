@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -32,8 +33,10 @@ type daemon struct {
 	meter   *admin.Meter
 	chains  pipeline.Generations
 	admin   *admin.Server
-	failed  chan error // what ends the daemon
-	serving sync.WaitGroup
+	// inherited are the sockets that the supervisor handed over, by path.
+	inherited map[string]*net.UnixListener
+	failed    chan error // what ends the daemon
+	serving   sync.WaitGroup
 	// current is the configuration in force, for what outlives the reading of
 	// the next one.
 	current atomic.Pointer[config.Config]
@@ -135,6 +138,7 @@ func (d *daemon) use(c *config.Config) error {
 	d.level.Set(c.Log.SlogLevel())
 	d.make(changes)
 	warnStranded(c, d.log)
+	d.warnUnused()
 	return nil
 }
 
@@ -142,6 +146,8 @@ func (d *daemon) use(c *config.Config) error {
 func (d *daemon) reload(why string) (api.Reload, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.tell(stateReloading())
+	defer d.tell(stateReady)
 	c, err := config.Load(d.file, loadOptions(d.env()))
 	if err == nil {
 		err = d.use(c)
@@ -156,6 +162,23 @@ func (d *daemon) reload(why string) (api.Reload, error) {
 		r.Warnings = append(r.Warnings, w.Error())
 	}
 	return r, nil
+}
+
+// tell tells the supervisor a state.
+func (d *daemon) tell(state string) {
+	if err := notify(state); err != nil {
+		d.log.Warn("the supervisor cannot be told", "error", err)
+	}
+}
+
+// warnUnused tells of sockets that the supervisor opened for nobody: callers
+// would wait there for ever.
+func (d *daemon) warnUnused() {
+	for path := range d.inherited {
+		if d.entrances[path] == nil {
+			d.log.Error("the supervisor listens on a socket that no entrance names", "socket", clean(path))
+		}
+	}
 }
 
 // stop ends the daemon: nothing new is taken, what has begun may end until ctx

@@ -23,6 +23,7 @@ import (
 type entrance struct {
 	path     string
 	listener *net.UnixListener
+	handed   bool // by the supervisor, who keeps it
 	settings settings
 	server   *handoff.Server
 	kept     *handoff.Kept
@@ -76,7 +77,7 @@ func (d *daemon) plan(c *config.Config) (changes []change, err error) {
 		}
 		ch := change{path: l.Socket, to: to, update: old}
 		if old == nil {
-			if ch.add, err = openEntrance(l); err != nil {
+			if ch.add, err = d.openEntrance(l); err != nil {
 				return changes, err
 			}
 		}
@@ -105,7 +106,14 @@ func (d *daemon) abandon(changes []change) {
 	}
 }
 
-func openEntrance(l *config.Listen) (*entrance, error) {
+func (d *daemon) openEntrance(l *config.Listen) (*entrance, error) {
+	if handed := d.inherited[l.Socket]; handed != nil {
+		listener, err := duplicate(handed)
+		if err != nil {
+			return nil, fmt.Errorf("listen.%s: %w", l.Name, err)
+		}
+		return &entrance{path: l.Socket, listener: listener, handed: true}, nil
+	}
 	if err := os.MkdirAll(filepath.Dir(l.Socket), 0o755); err != nil {
 		return nil, fmt.Errorf("listen.%s: %w", l.Name, err)
 	}
@@ -273,7 +281,9 @@ func (e *entrance) close() {
 	if e.listener == nil {
 		return
 	}
-	os.Remove(e.path) //nolint:errcheck // the next start replaces it
+	if !e.handed {
+		os.Remove(e.path) //nolint:errcheck // the next start replaces it
+	}
 	e.listener.Close()
 	e.listener = nil
 }

@@ -26,7 +26,10 @@ func serveCommand() *cobra.Command {
 
 SIGHUP reads the configuration again: if it is wrong the old one stays in force and
 the log says what is wrong. SIGTERM and SIGINT end the daemon: what has begun is
-finished for up to --grace, and what has not is answered "try again later".`,
+finished for up to --grace, and what has not is answered "try again later".
+
+A supervisor may hand over the sockets of entrances (LISTEN_FDS), and is told when the
+daemon is ready, reloads and stops (NOTIFY_SOCKET): Type=notify-reload under systemd.`,
 		Args: cobra.NoArgs,
 	}
 	file := configFlag(c)
@@ -53,6 +56,7 @@ func serve(ctx context.Context, file string, grace time.Duration, stderr io.Writ
 		case <-hup:
 			d.reload("SIGHUP") //nolint:errcheck // the log has it, and the old configuration stays
 		case s := <-end:
+			d.tell(stateStopping)
 			d.log.Info("stopping", "signal", s.String(), "grace", grace.String())
 			ctx, cancel := context.WithTimeout(ctx, grace)
 			go func() {
@@ -100,6 +104,9 @@ func startDaemon(file string, stderr io.Writer) (*daemon, error) {
 		return nil, fmt.Errorf("the configuration is wrong, see postern check:\n%w", err)
 	}
 	d.log = newLogger(first.Log, &d.level, stderr)
+	if d.inherited, err = inheritListeners(); err != nil {
+		return nil, err
+	}
 	if err := dropRoot(first); err != nil {
 		return nil, err
 	}
@@ -107,5 +114,6 @@ func startDaemon(file string, stderr io.Writer) (*daemon, error) {
 		d.closeAll()
 		return nil, err
 	}
+	d.tell(stateReady)
 	return d, nil
 }
