@@ -18,9 +18,9 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOFUMPT     = mvdan.cc/gofumpt@v0.12.0
 
 # Debian packages of the real programs that the tests talk to.
-DEPS = gcc libc6-dev mailfront ucspi-tcp swaks daemontools
+DEPS = gcc libc6-dev mailfront ucspi-tcp swaks daemontools e2fsprogs xfsprogs
 
-.PHONY: build shims deps test check bench fuzz run install man clean
+.PHONY: build shims deps test crash check bench fuzz run install man clean
 
 build: bin/postern shims
 
@@ -54,6 +54,12 @@ test: deps build
 	$(GO) test -race -timeout 20m ./...
 	@rm -rf bin/demo; bin/postern demo --once --dir bin/demo >bin/demo.log || { cat bin/demo.log bin/demo/postern.log; exit 1; }
 	@echo "the demonstration ran to its end"
+
+# Power cuts, kills and failing disks at length, as root: loop devices, ext4, xfs.
+# Then the same crashes at every call of a simulated file system.
+crash: deps build
+	POSTERN_CRASH=1 $(GO) test -count=1 -v -timeout 60m ./queue/queuetest/crash
+	POSTERN_SEEDS=10000 $(GO) test -count=1 -timeout 120m -run '^(TestStore|TestQueueRandom)$$' ./queue/queuetest ./queue/store/pebble
 
 check: build
 	@fmt="$$($(GO) run $(GOFUMPT) -l cmd filters pipeline queue plugins rules)"; [ -z "$$fmt" ] || { echo "gofumpt would change:"; echo "$$fmt"; exit 1; }

@@ -58,6 +58,7 @@ var doors = []door{
 	{"queue/schedule", allLeaves()},
 	{"queue/dsn", allLeaves()},
 	{"queue/queuetest", slices.Concat(allLeaves(), []string{"queue", "queue/*"})},
+	{"queue/queuetest/*", slices.Concat(allLeaves(), []string{"queue", "queue/*"})},
 	{"queue", slices.Concat(allLeaves(), []string{"queue/*"})},
 	{"cmd/qmail-queue", []string{"pipeline/ingress/handoff/wire"}},
 	{"cmd/qmail-remote", []string{"pipeline/ingress/handoff/wire"}},
