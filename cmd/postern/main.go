@@ -10,12 +10,14 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/postern-mta/postern/cmd/postern/config"
 	"github.com/postern-mta/postern/filters"
 	"github.com/postern-mta/postern/pipeline"
+	"github.com/postern-mta/postern/pipeline/reply"
 )
 
 // version is set by the Makefile.
@@ -36,11 +38,24 @@ func run(args []string, stdout, stderr io.Writer) int {
 	c.SetErr(stderr)
 	if err := c.ExecuteContext(context.Background()); err != nil {
 		if err.Error() != "" {
-			fmt.Fprintf(stderr, "postern: %v\n", err)
+			fmt.Fprintf(stderr, "postern: %s\n", cleanLines(err.Error()))
 		}
 		return 1
 	}
 	return 0
+}
+
+// maxErrorLine bounds a line of an error message, in bytes.
+const maxErrorLine = 4000
+
+// cleanLines makes each line of a text printable: an error may name a file or
+// tell what a program said.
+func cleanLines(s string) string {
+	lines := strings.Split(s, "\n")
+	for i, line := range lines {
+		lines[i] = reply.Clean(line, maxErrorLine)
+	}
+	return strings.Join(lines, "\n")
 }
 
 // silent is an error whose words have been written already.
