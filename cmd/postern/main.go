@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -37,6 +38,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 	c.SetOut(stdout)
 	c.SetErr(stderr)
 	if err := c.ExecuteContext(context.Background()); err != nil {
+		if code := exitCode(0); errors.As(err, &code) {
+			return int(code)
+		}
 		if err.Error() != "" {
 			fmt.Fprintf(stderr, "postern: %s\n", cleanLines(err.Error()))
 		}
@@ -78,7 +82,7 @@ Begin with "postern demo", then write a configuration and "postern check" it.`,
 	}
 	c.AddCommand(
 		serveCommand(), checkCommand(), explainCommand(), filterCommand(), statusCommand(), reloadCommand(),
-		queueCommand(), qstatCommand(), qreadCommand(), metricsCommand(), configCommand(), sinkCommand(), demoCommand(), manCommand(), versionCommand(),
+		queueCommand(), queueDirectCommand(), qstatCommand(), qreadCommand(), metricsCommand(), configCommand(), sinkCommand(), demoCommand(), manCommand(), versionCommand(),
 	)
 	return c
 }
