@@ -124,6 +124,9 @@ func (f explainFlags) transaction(c *config.Config) (*pipeline.Transaction, *con
 	case f.relay:
 		s.Standing = pipeline.Relayed
 	}
+	if len(f.to) > c.Limits.Recipients {
+		return nil, nil, fmt.Errorf("the message would be refused before any filter sees it: %s (exit %d)", reply.TooManyRecipients.SMTP(), reply.TooManyRecipients.QueueExit())
+	}
 	for _, a := range append([]string{f.from}, f.to...) {
 		if len(a) > envelope.MaxAddress || !envelope.ValidBytes(a) {
 			return nil, nil, fmt.Errorf("address <%s>: %s", clean(a), reply.BadAddress.Words())
