@@ -18,9 +18,13 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOFUMPT     = mvdan.cc/gofumpt@v0.12.0
 
 # Debian packages of the real programs that the tests talk to.
-DEPS = gcc libc6-dev mailfront ucspi-tcp swaks daemontools e2fsprogs xfsprogs
+DEPS = gcc libc6-dev mailfront ucspi-tcp swaks daemontools e2fsprogs xfsprogs python3
+# Of Debian's postfix only smtp-sink is wanted and no mail server, so it is
+# unpacked here and not installed.
+POSTFIX = bin/debian/postfix
+SINK    = LD_LIBRARY_PATH=$(POSTFIX)/usr/lib/postfix ldd $(POSTFIX)/usr/sbin/smtp-sink
 
-.PHONY: build shims deps test crash check bench fuzz run install man clean
+.PHONY: build shims deps deps-sink test crash check bench fuzz run install man clean
 
 build: bin/postern shims
 
@@ -48,6 +52,20 @@ deps:
 	[ -z "$$missing" ] && exit 0; echo "installing$$missing"; \
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null || \
 	{ echo "make deps: could not install$$missing: install them as root, the tests need them" >&2; exit 1; }
+	@$(MAKE) --no-print-directory deps-sink
+
+# smtp-sink, and the libraries that Debian's postfix depends on.
+deps-sink:
+	@fail() { echo "make deps: $$*; the tests need Debian's smtp-sink in $(POSTFIX)" >&2; exit 1; }; \
+	lacks() { $(SINK) 2>&1 | grep -q 'not found\|No such file'; }; \
+	lacks || exit 0; echo "unpacking postfix"; \
+	rm -rf $(POSTFIX) $(POSTFIX).deb && mkdir -p $(POSTFIX) $(POSTFIX).deb && cd $(POSTFIX).deb || fail "cannot write to bin"; \
+	get() { apt-get download -qq -o APT::Sandbox::User=root postfix; }; \
+	get 2>/dev/null || { apt-get update -qq && get; } || fail "could not download the package postfix"; \
+	cd $(CURDIR) && dpkg -x $(POSTFIX).deb/*.deb $(POSTFIX) || fail "could not unpack the package postfix"; \
+	lacks || exit 0; libs=$$(dpkg-deb -f $(POSTFIX).deb/*.deb Depends | tr ',' '\n' | sed -n 's/^ *\(lib[^ :(|]*\).*/\1/p'); \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$libs >/dev/null || fail "could not install" $$libs "(install them as root)"; \
+	! lacks || fail "smtp-sink lacks libraries: $$($(SINK) 2>&1 | grep 'not found')"
 
 test: deps build
 	$(GO) vet ./...
