@@ -94,6 +94,17 @@ func clientFlags(c *cobra.Command) func() (*admin.Client, error) {
 	}
 }
 
+// asking makes a command's work of a function that asks the daemon.
+func asking(dial func() (*admin.Client, error), f func(*cobra.Command, []string, *admin.Client) error) func(*cobra.Command, []string) error {
+	return func(c *cobra.Command, args []string) error {
+		client, err := dial()
+		if err != nil {
+			return err
+		}
+		return f(c, args, client)
+	}
+}
+
 func printJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
@@ -105,11 +116,7 @@ func statusCommand() *cobra.Command {
 	c := &cobra.Command{Use: "status", Short: "Print the daemon's state", Args: cobra.NoArgs}
 	dial := clientFlags(c)
 	asJSON := c.Flags().Bool("json", false, "print JSON")
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		client, err := dial()
-		if err != nil {
-			return err
-		}
+	c.RunE = asking(dial, func(c *cobra.Command, _ []string, client *admin.Client) error {
 		s, err := client.Status(c.Context())
 		if err != nil {
 			return err
@@ -122,18 +129,14 @@ func statusCommand() *cobra.Command {
 			fmt.Fprintf(c.OutOrStdout(), "entrance %s on %s, %d sessions\n", e.Name, e.Address, e.Sessions)
 		}
 		return nil
-	}
+	})
 	return c
 }
 
 func reloadCommand() *cobra.Command {
 	c := &cobra.Command{Use: "reload", Short: "Have the daemon read its configuration again", Args: cobra.NoArgs}
 	dial := clientFlags(c)
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		client, err := dial()
-		if err != nil {
-			return err
-		}
+	c.RunE = asking(dial, func(c *cobra.Command, _ []string, client *admin.Client) error {
 		r, err := client.Reload(c.Context())
 		if err != nil {
 			return fmt.Errorf("the daemon keeps the configuration it had:\n%w", err)
@@ -143,7 +146,7 @@ func reloadCommand() *cobra.Command {
 		}
 		fmt.Fprintf(c.OutOrStdout(), "generation %d is in force\n", r.Generation)
 		return nil
-	}
+	})
 	return c
 }
 
@@ -157,11 +160,7 @@ func filterListCommand() *cobra.Command {
 	c := &cobra.Command{Use: "list", Short: "List the filters with their modes", Args: cobra.NoArgs}
 	dial := clientFlags(c)
 	asJSON := c.Flags().Bool("json", false, "print JSON")
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		client, err := dial()
-		if err != nil {
-			return err
-		}
+	c.RunE = asking(dial, func(c *cobra.Command, _ []string, client *admin.Client) error {
 		all, err := client.Filters(c.Context())
 		if err != nil {
 			return err
@@ -175,7 +174,7 @@ func filterListCommand() *cobra.Command {
 			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", f.Name, f.Mode, f.Configured, f.Until, strings.Join(f.Chains, ", "))
 		}
 		return t.Flush()
-	}
+	})
 	return c
 }
 

@@ -97,11 +97,7 @@ func queueShowCommand() *cobra.Command {
 	dial := clientFlags(c)
 	asJSON := c.Flags().Bool("json", false, "print JSON")
 	head := c.Flags().Bool("head", false, "print the whole header")
-	c.RunE = func(c *cobra.Command, args []string) error {
-		client, err := dial()
-		if err != nil {
-			return err
-		}
+	c.RunE = asking(dial, func(c *cobra.Command, args []string, client *admin.Client) error {
 		m, err := client.QueueShow(c.Context(), args[0])
 		if err != nil {
 			return err
@@ -110,7 +106,7 @@ func queueShowCommand() *cobra.Command {
 			return printIndented(c.OutOrStdout(), m)
 		}
 		return printMessage(c.OutOrStdout(), &m, *head)
-	}
+	})
 	return c
 }
 
@@ -152,11 +148,7 @@ func queueSitesCommand() *cobra.Command {
 	c := &cobra.Command{Use: "sites", Short: "List the sites that have mail or had some lately", Args: cobra.NoArgs}
 	dial := clientFlags(c)
 	asJSON := c.Flags().Bool("json", false, "print JSON")
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		client, err := dial()
-		if err != nil {
-			return err
-		}
+	c.RunE = asking(dial, func(c *cobra.Command, _ []string, client *admin.Client) error {
 		all, err := client.Sites(c.Context())
 		if err != nil {
 			return err
@@ -165,7 +157,7 @@ func queueSitesCommand() *cobra.Command {
 			return printIndented(c.OutOrStdout(), all)
 		}
 		return printSites(c.OutOrStdout(), all)
-	}
+	})
 	return c
 }
 

@@ -17,18 +17,14 @@ func metricsCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 	}
 	dial := clientFlags(c)
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		client, err := dial()
-		if err != nil {
-			return err
-		}
+	c.RunE = asking(dial, func(c *cobra.Command, _ []string, client *admin.Client) error {
 		text, err := client.Metrics(c.Context())
 		if err != nil {
 			return err
 		}
 		_, err = c.OutOrStdout().Write(text)
 		return err
-	}
+	})
 	return c
 }
 

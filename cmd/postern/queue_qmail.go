@@ -20,18 +20,14 @@ func qstatCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 	}
 	dial := clientFlags(c)
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		client, err := dial()
-		if err != nil {
-			return err
-		}
+	c.RunE = asking(dial, func(c *cobra.Command, _ []string, client *admin.Client) error {
 		s, err := client.QueueStats(c.Context())
 		if err != nil {
 			return err
 		}
 		_, err = fmt.Fprintf(c.OutOrStdout(), "messages in queue: %d\nmessages in queue but not yet preprocessed: 0\n", s.Messages)
 		return err
-	}
+	})
 	return c
 }
 
@@ -45,18 +41,14 @@ than local are remote.`,
 		Args: cobra.NoArgs,
 	}
 	dial := clientFlags(c)
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		client, err := dial()
-		if err != nil {
-			return err
-		}
+	c.RunE = asking(dial, func(c *cobra.Command, _ []string, client *admin.Client) error {
 		w := bufio.NewWriter(c.OutOrStdout())
-		_, err = client.Queue(c.Context(), admin.QueueQuery{}, func(m *api.QueueMessage) error { return qread(w, m) })
+		_, err := client.Queue(c.Context(), admin.QueueQuery{}, func(m *api.QueueMessage) error { return qread(w, m) })
 		if err != nil {
 			return err
 		}
 		return w.Flush()
-	}
+	})
 	return c
 }
 

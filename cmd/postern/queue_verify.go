@@ -30,11 +30,7 @@ the daemon; postern queue delete ID removes it.`,
 	}
 	dial := clientFlags(c)
 	asJSON := c.Flags().Bool("json", false, "print JSON")
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		client, err := dial()
-		if err != nil {
-			return err
-		}
+	c.RunE = asking(dial, func(c *cobra.Command, _ []string, client *admin.Client) error {
 		v, err := client.QueueVerify(c.Context())
 		if errors.Is(err, admin.ErrNoDaemon) && !c.Flags().Changed("socket") {
 			v, err = verifyOffline(c.Context(), c.Flags().Lookup("config").Value.String())
@@ -51,7 +47,7 @@ the daemon; postern queue delete ID removes it.`,
 			err = silent{}
 		}
 		return err
-	}
+	})
 	return c
 }
 
