@@ -208,3 +208,102 @@ func TestDamagedFiles(t *testing.T) {
 		t.Error(names)
 	}
 }
+
+// TestDamagedTables spoils a byte of a table, at many places: the store starts,
+// and what is not in the damaged block is there.
+func TestDamagedTables(t *testing.T) {
+	whole := vfs.NewMem()
+	o := testOptions("q", whole)
+	s := mustOpen(t, o)
+	const messages = 1200
+	b := &store.Batch{}
+	for range messages {
+		m := testMessage(s, "a@example.com")
+		b.Puts = append(b.Puts, store.Put{Message: m, Body: message.BytesBody([]byte(m.ID.String()))})
+	}
+	for _, p := range b.Puts {
+		b.States = append(b.States, store.SetState{ID: p.Message.ID, State: store.State{Status: store.Deferred, Attempts: 7}})
+	}
+	for _, p := range b.Puts[:messages/2] {
+		b.Holds = append(b.Holds, store.SetHold{ID: p.Message.ID, Hold: &store.Hold{Reason: "kept back"}})
+	}
+	mustApply(t, s, b)
+	if err := s.Compact(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	tables, lost := 0, 0
+	names, _ := whole.List("q/db")
+	for _, name := range names {
+		if !strings.HasSuffix(name, tableSuffix) {
+			continue
+		}
+		size, err := whole.Stat("q/db/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for at := int64(100); at < size.Size()*98/100; at += size.Size() / 25 {
+			tables++
+			mem := vfs.NewMem()
+			if ok, err := vfs.Clone(whole, mem, "q", "q"); !ok || err != nil {
+				t.Fatal(ok, err)
+			}
+			spoil(t, mem, "q/db/"+name, at)
+			lost += checkSpoilt(t, mem, messages)
+		}
+	}
+	if tables < 20 || lost == 0 {
+		t.Errorf("only %d places, %d messages lost: this shows nothing", tables, lost)
+	}
+	t.Logf("%d places spoilt, of %d messages %d were set aside each time", tables, messages, lost/tables)
+}
+
+func spoil(t *testing.T, mem *vfs.MemFS, path string, at int64) {
+	t.Helper()
+	data, err := mem.UnsafeGetFileDataBuffer(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[at] ^= 0x55
+}
+
+func checkSpoilt(t *testing.T, mem *vfs.MemFS, messages int) (lost int) {
+	t.Helper()
+	var log bytes.Buffer
+	o := testOptions("q", mem)
+	o.Log = slog.New(slog.NewTextHandler(&log, nil))
+	s := mustOpen(t, o)
+	defer s.Close()
+	all := scanned(t, s)
+	stateless, held := 0, 0
+	for _, e := range all {
+		if e.State(0).Attempts != 7 {
+			stateless++
+		}
+		if e.Hold != nil {
+			held++
+		}
+	}
+	lost = messages - len(all)
+	if held < messages/2-lost {
+		t.Errorf("%d held of %d", held, len(all))
+	}
+	if lost > messages/2 || stateless > messages/2 {
+		t.Errorf("%d messages lost and %d states", lost, stateless)
+	}
+	if lost+stateless > 0 && (s.Stats().Damaged == 0 || !strings.Contains(log.String(), "cannot be read")) {
+		t.Errorf("%d messages and %d states are lost in silence: %s", lost, stateless, log.String())
+	}
+	if err := s.Verify(t.Context(), func(string) {}); err != nil {
+		t.Errorf("verify: %v", err)
+	}
+	mustApply(t, s, &store.Batch{Puts: []store.Put{{Message: testMessage(s, "new@example.com")}}})
+	// Where the index of a table is gone, all that sorts into it is set aside.
+	toTheEnd := strings.Contains(log.String(), "to before "+(^store.ID(0)).String())
+	if n := len(scanned(t, s)); n != len(all)+1 && !toTheEnd {
+		t.Errorf("%d messages after a new one, %d before", n, len(all))
+	}
+	return lost
+}

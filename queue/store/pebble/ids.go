@@ -81,10 +81,10 @@ func (i *ids) given(id store.ID) bool {
 // openIDs goes on above every id that was or may have been given out.
 func (s *Store) openIDs() error {
 	mark, err := s.mark()
-	var d *Damage
-	if errors.As(err, &d) {
+	if isDamage(err) {
+		was := err
 		mark, err = s.guessMark()
-		s.o.Log.Error("the mark of used message ids is damaged: going on above what is stored", "error", d, "mark", mark.String())
+		s.o.Log.Error("the mark of used message ids is damaged: going on above what is stored", "error", was, "mark", mark.String())
 	}
 	if err != nil || mark == 0 {
 		return err
@@ -107,7 +107,10 @@ func (s *Store) guessMark() (store.ID, error) {
 			mark = max(mark, id)
 		}
 	}
-	return mark + idBlock, it.Error()
+	if err := it.Error(); !isDamage(err) {
+		return mark + idBlock, err
+	}
+	return mark + idBlock, nil
 }
 
 // mark reads the high-water mark of ids, 0 if there is none.

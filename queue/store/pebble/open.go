@@ -214,6 +214,10 @@ func (s *Store) checkFormat() error {
 		}
 		return s.db.Set(formatKey, appendNumber(nil, Format), pebble.Sync)
 	}
+	if isDamage(err) {
+		s.o.Log.Error("the format version of the queue is in a damaged table: taken to be this program's", "dir", s.o.Dir, "error", err)
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -161,7 +161,8 @@ func (s *Store) listener() *pebble.EventListener {
 	}
 	return &pebble.EventListener{
 		BackgroundError: func(err error) {
-			if s.dead.Load() {
+			// Pebble goes round damaged tables by itself.
+			if s.dead.Load() || pebble.IsCorruptionError(err) {
 				return
 			}
 			n := failures.Add(1)

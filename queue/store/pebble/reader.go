@@ -8,7 +8,6 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 
-	"github.com/postern-mta/postern/pipeline/envelope"
 	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/queue/store"
 )
@@ -158,184 +157,18 @@ func (r *reader) Policies() ([]store.Policy, error) {
 // Scan is store.Reader. A message that cannot be read is logged, counted in
 // Stats.Damaged, and passed over; it stays on disk as it is. A state that
 // cannot be read counts as none, so that its recipient is tried once more
-// rather than lost, and a hold that cannot be read holds.
+// rather than lost, and a hold that cannot be read holds. The same goes for all
+// that lies in a damaged block of a table.
 func (r *reader) Scan(from store.ID, f func(*store.Entry) error) error {
 	if r.closed.Load() {
 		return store.ErrClosed
 	}
-	sc := scan{s: r.s}
-	defer sc.close()
-	for _, c := range []struct {
-		it    **pebble.Iterator
-		first []byte
-		space []byte
-	}{
-		{&sc.envelopes, envelopeKey(from, 0), []byte{prefixEnvelope}},
-		{&sc.states, stateKey(from, 0), []byte{prefixState}},
-		{&sc.holds, holdKey(from), []byte{prefixPolicy, policyHold}},
-	} {
-		it, err := r.snap.NewIter(&pebble.IterOptions{LowerBound: c.first, UpperBound: successor(c.space)})
-		if err != nil {
-			return err
-		}
-		*c.it = it
-		it.First()
-	}
-	return sc.run(f)
-}
-
-// scan walks envelopes, states and holds side by side; or envelopes alone, if
-// there are no iterators for the others.
-type scan struct {
-	s                        *Store
-	envelopes, states, holds *pebble.Iterator
-	// damage is told of what cannot be read; nil means the log.
-	damage func(id store.ID, err error)
-	entry  store.Entry
-	to     []envelope.Recipient
-	h      header
-	hold   store.Hold
-}
-
-func (sc *scan) close() {
-	for _, it := range [...]*pebble.Iterator{sc.envelopes, sc.states, sc.holds} {
-		if it != nil {
-			it.Close()
-		}
-	}
-}
-
-func (sc *scan) run(f func(*store.Entry) error) error {
-	for sc.envelopes.Valid() {
-		key := sc.envelopes.Key()
-		id, _, ok := numbered(key, 1)
-		if !ok {
-			sc.report(0, damaged(key, 0, errors.New("a key of the wrong length")))
-			sc.envelopes.Next()
-			continue
-		}
-		err := sc.envelope(id)
-		var d *Damage
-		switch {
-		case errors.As(err, &d):
-			sc.report(id, err)
-			sc.skip(id)
-			continue
-		case err != nil:
-			return err
-		}
-		if err := sc.rest(id); err != nil {
-			return err
-		}
-		if err := f(&sc.entry); err != nil {
-			return err
-		}
-	}
-	return sc.envelopes.Error()
-}
-
-// skip goes on behind a message of which some chunks may not have been seen.
-func (sc *scan) skip(id store.ID) {
-	for sc.envelopes.Valid() {
-		if at, _, ok := numbered(sc.envelopes.Key(), 1); !ok || at != id {
-			return
-		}
-		sc.envelopes.Next()
-	}
-}
-
-func (sc *scan) report(id store.ID, err error) {
-	if sc.damage != nil {
-		sc.damage(id, err)
-		return
-	}
-	sc.s.complain(id, err)
-}
-
-// complain logs damage, once for each message.
-func (s *Store) complain(id store.ID, err error) {
-	if _, known := s.complained.LoadOrStore(id, struct{}{}); !known {
-		s.counts.damaged.Add(1)
-		s.o.Log.Error("a queued message is damaged and was set aside", "id", id.String(), "error", err)
-	}
-}
-
-// envelope reads a message, whose first key the iterator is on, and leaves it
-// behind the last.
-func (sc *scan) envelope(id store.ID) error {
-	it := sc.envelopes
-	key := it.Key()
-	if _, chunk, _ := numbered(key, 1); chunk != 0 {
-		return damaged(envelopeKey(id, 0), 0, errChunk)
-	}
-	var err error
-	if sc.h, err = decodeHeader(key, it.Value()); err != nil {
+	sc, err := r.s.newScan(r.snap, from, true, nil)
+	if err != nil {
 		return err
 	}
-	sc.to = sc.to[:0]
-	for chunk := uint32(1); chunk <= chunks(sc.h.recipients); chunk++ {
-		want := envelopeKey(id, chunk)
-		if !it.Next() {
-			if err := it.Error(); err != nil {
-				return err
-			}
-			return damaged(want, 0, errChunk)
-		}
-		if string(it.Key()) != string(want) {
-			return damaged(want, 0, errChunk)
-		}
-		if sc.to, err = decodeRecipients(want, it.Value(), chunkSize(sc.h.recipients, chunk), sc.to); err != nil {
-			return err
-		}
-	}
-	if it.Next() {
-		if at, _, ok := numbered(it.Key(), 1); ok && at == id {
-			return damaged(it.Key(), 0, errors.New("a chunk too many"))
-		}
-	}
-	m := &sc.h.message
-	m.ID, m.Envelope.Recipients = id, sc.to
-	sc.entry.Message = m
-	return it.Error()
-}
-
-// rest reads states and hold of the message.
-func (sc *scan) rest(id store.ID) error {
-	sc.entry.States, sc.entry.Hold = sc.entry.States[:0], nil
-	if sc.states == nil {
-		return nil
-	}
-	for it := sc.states; it.Valid(); it.Next() {
-		at, recipient, ok := numbered(it.Key(), 1)
-		if ok && at > id {
-			break
-		}
-		if !ok || at < id || recipient >= sc.h.recipients {
-			continue // of nobody: see Verify
-		}
-		s, err := decodeState(it.Key(), it.Value())
-		if err != nil {
-			sc.report(id, err)
-			continue
-		}
-		sc.entry.States = append(sc.entry.States, store.SetState{ID: id, Recipient: recipient, State: s})
-	}
-	for it := sc.holds; it.Valid(); it.Next() {
-		at, ok := identified(it.Key(), 2)
-		if ok && at > id {
-			break
-		}
-		if !ok || at < id {
-			continue
-		}
-		var err error
-		if sc.hold, err = decodeHold(it.Key(), it.Value()); err != nil {
-			sc.report(id, err)
-			sc.hold = store.Hold{Reason: "the record of why it is held is damaged", Since: id.Time()}
-		}
-		sc.entry.Hold = &sc.hold
-	}
-	return errors.Join(sc.states.Error(), sc.holds.Error())
+	defer sc.close()
+	return sc.run(f)
 }
 
 // bodyID takes the message out of the name of a body's file.

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2"
+
 	"github.com/postern-mta/postern/pipeline/envelope"
 	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/reply"
@@ -39,6 +41,13 @@ func (d *Damage) Error() string {
 
 // Unwrap gives the cause.
 func (d *Damage) Unwrap() error { return d.Err }
+
+// isDamage reports whether an error says that a record or the table it lies in
+// is damaged, and not that it could not be read just now.
+func isDamage(err error) bool {
+	var d *Damage
+	return errors.As(err, &d) || pebble.IsCorruptionError(err)
+}
 
 func damaged(key []byte, offset int, err error) error { return &Damage{keyName(key), offset, err} }
 
