@@ -105,8 +105,9 @@ type front struct {
 	daemon *exec.Cmd
 }
 
-// newFront starts it all with the shim at path.
-func newFront(t *testing.T, shim string) *front {
+// newFront starts it all with the shim at path and a configuration, in which
+// $RUN stands for the directory and $UID for ourselves.
+func newFront(t *testing.T, shim, config string) *front {
 	t.Helper()
 	f := &front{dir: t.TempDir()}
 	expand := func(s string) []byte {
@@ -124,7 +125,7 @@ func newFront(t *testing.T, shim string) *front {
 	must(os.Mkdir(filepath.Join(f.dir, "record"), 0o777))
 	must(os.WriteFile(filepath.Join(f.dir, "home", "control", "rcpthosts"), []byte("example.org\n"), 0o666))
 	must(os.WriteFile(filepath.Join(f.dir, "huge"), bytes.Repeat([]byte(strings.Repeat("x", 70)+"\n"), 5000), 0o666))
-	must(os.WriteFile(filepath.Join(f.dir, "postern.toml"), expand(mailfrontConfig), 0o666))
+	must(os.WriteFile(filepath.Join(f.dir, "postern.toml"), expand(config), 0o666))
 	rules := exec.Command("tcprules", filepath.Join(f.dir, "rules.cdb"), filepath.Join(f.dir, "rules.tmp"))
 	rules.Stdin = bytes.NewReader(expand(mailfrontRules))
 	for _, c := range []*exec.Cmd{rules, exec.Command("go", "build", "-o", filepath.Join(f.dir, "mailqueue"), "./testdata/mailqueue")} {
@@ -245,9 +246,9 @@ func (c *client) send(to, content string) string {
 
 // logLine is what the tests look at of a line of the daemon's log.
 type logLine struct {
-	Msg, To, Peer, Standing, Answer string
-	Exit                            int
-	Next                            *struct {
+	Msg, To, Peer, Standing, Answer, Status string
+	Exit                                    int
+	Next                                    *struct {
 		Exit         any // "unknown" if it is none
 		Mode, Answer string
 	}
@@ -337,7 +338,7 @@ func TestMailfront(t *testing.T) {
 	for _, kind := range shims {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
-			f := newFront(t, shim[kind])
+			f := newFront(t, shim[kind], mailfrontConfig)
 			t.Run("message", f.testMessage)
 			t.Run("answers", f.testAnswers)
 			t.Run("copies", f.testCopies)
