@@ -41,9 +41,9 @@ func powerCuts(t *testing.T, w *world, cuts int) {
 		} else {
 			w.overload(g)
 		}
+		// With the power goes the processor: nothing is acknowledged any more.
+		w.freeze()
 		w.v.cut()
-		// The daemon may see the disk fail, or not.
-		time.Sleep(time.Duration(g.IntN(3)*20) * time.Millisecond)
 		w.kill()
 		w.stopLoad()
 		w.v.remount(false)

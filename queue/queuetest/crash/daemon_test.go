@@ -36,6 +36,7 @@ type daemon struct {
 	proc   *exec.Cmd
 	ended  chan struct{} // closed when proc has ended
 	exits  map[int]int   // how often it ended with which code; minus a signal's number
+	deaths []time.Time
 	starts int
 }
 
@@ -143,6 +144,7 @@ func (d *daemon) begin() error {
 			code = -int(ws.Signal())
 		}
 		d.exits[code]++
+		d.deaths = append(d.deaths, time.Now())
 		close(ended)
 	}()
 	return nil
@@ -183,6 +185,38 @@ func (d *daemon) kill() {
 	case <-time.After(30 * time.Second):
 		d.t.Errorf("the daemon does not die")
 	}
+}
+
+// freeze stops it where it stands: no thread of it runs any more, but for those
+// that wait for the disk, which stop before they can tell anybody what came of
+// it.
+func (d *daemon) freeze() {
+	d.t.Helper()
+	proc, _ := d.running()
+	proc.Process.Signal(syscall.SIGSTOP) //nolint:errcheck // it may have ended by itself
+	for range 10_000 {
+		if d.hasEnded() || frozen(proc.Process.Pid) {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+	d.t.Fatal("the daemon cannot be stopped")
+}
+
+func frozen(pid int) bool {
+	names, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, name := range names {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			continue // the thread has ended
+		}
+		// PID (NAME) STATE ...
+		_, rest, _ := strings.Cut(string(b), ") ")
+		if rest == "" || !strings.ContainsRune("TtDZX", rune(rest[0])) {
+			return false
+		}
+	}
+	return true
 }
 
 // terminate ends it in good order.

@@ -234,6 +234,7 @@ func TestReadOnly(t *testing.T) {
 			stop := w.supervise()
 			a := inject(w.daemon, w.ledger, everything, g, 4, 5*time.Millisecond)
 			time.Sleep(500 * time.Millisecond)
+			begun := time.Now()
 			if err := b.do(w.v); err != nil {
 				t.Fatal(err)
 			}
@@ -246,6 +247,7 @@ func TestReadOnly(t *testing.T) {
 			stop()
 			w.kill()
 			a.stop()
+			w.doubt(begun, time.Now())
 			w.v.remount(true)
 			w.up()
 			w.drain(mostDrain)
@@ -289,6 +291,9 @@ func TestInputOutputErrors(t *testing.T) {
 		t.Errorf("the disk never failed: %d starts, exits %s", starts, exits)
 	}
 	w.kill()
+	for _, at := range w.deaths {
+		w.doubt(at.Add(-200*time.Millisecond), at.Add(20*time.Millisecond))
+	}
 	if err := unix.Mount("small", small, "tmpfs", unix.MS_REMOUNT, "size=1g"); err != nil {
 		t.Fatal(err)
 	}

@@ -167,11 +167,11 @@ func needPrograms(t *testing.T) *programs {
 
 // able says why crashes cannot be tested here.
 func able() error {
-	if why := os.Getenv(whyEnv); why != "" {
-		return errors.New(why)
-	}
 	if os.Getuid() != 0 {
 		return errors.New("this process is not root")
+	}
+	if why := os.Getenv(whyEnv); why != "" {
+		return errors.New(why)
 	}
 	for _, kind := range kinds {
 		if _, err := exec.LookPath(kind.mkfs[0]); err != nil {

@@ -122,7 +122,7 @@ func (w *world) drain(most time.Duration) {
 	begun := time.Now()
 	for {
 		w.collect()
-		missing := w.missing()
+		missing, _ := w.missing()
 		if len(missing) == 0 {
 			break
 		}
@@ -160,13 +160,18 @@ func (w *world) finish() {
 	if left := w.leftovers(); len(left) > 0 {
 		w.t.Errorf("an empty queue has left %v", left)
 	}
-	if left := w.missing(); len(left) > 0 {
-		w.t.Errorf("LOST: %v", left)
+	missing, doubtful := w.missing()
+	if len(missing) > 0 {
+		w.t.Errorf("LOST: %v", missing)
+	}
+	if len(doubtful) > 0 {
+		w.t.Logf("acknowledged while the file system broke, and lost: %v", doubtful)
 	}
 }
 
-// mostDrain bounds how long deliveries may take after a recovery.
-const mostDrain = 90 * time.Second
+// mostDrain bounds how long deliveries may take after a recovery; a mailbox that
+// failed is tried again after a hundred seconds.
+const mostDrain = 150 * time.Second
 
 func (w *world) String() string {
 	n := w.tally()
