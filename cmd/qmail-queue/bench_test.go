@@ -51,13 +51,16 @@ rules = ["T:^boss@example\\.org$:archive@example.org", "F:@sales\\.example\\.org
 
 // bench is a daemon and what is measured with it.
 type bench struct {
+	dir               string
 	daemon            *os.Process
 	programs          []called // through the daemon that discards
 	next              []called // through the daemon to the floor in C
 	message, envelope []byte
 }
 
-func newBench(b *testing.B) *bench {
+// newBench starts a daemon with a configuration, in which $DIR stands for the
+// directory and $UID for ourselves.
+func newBench(b *testing.B, config string) *bench {
 	b.Helper()
 	must := func(err error) {
 		b.Helper()
@@ -76,6 +79,7 @@ func newBench(b *testing.B) *bench {
 	}
 	through := func(name string) []string { return []string{"POSTERN_SOCKET=" + at(name)} }
 	m := &bench{
+		dir: dir,
 		programs: []called{
 			{"c-floor", at("floor.c"), nil, 0},
 			{"c", shim["C"], through("discard.sock"), 0},
@@ -94,7 +98,7 @@ func newBench(b *testing.B) *bench {
 	}
 	m.message = append(m.message[:4095], '\n')
 
-	config := os.Expand(benchConfig, func(name string) string {
+	config = os.Expand(config, func(name string) string {
 		return map[string]string{"DIR": dir, "UID": strconv.Itoa(os.Getuid())}[name]
 	})
 	must(os.WriteFile(at("postern.toml"), []byte(config), 0o666))
@@ -180,7 +184,7 @@ func BenchmarkCall(b *testing.B) {
 	if len(built.programs) < 2 {
 		b.Fatal("no C compiler: install cc")
 	}
-	m := newBench(b)
+	m := newBench(b, benchConfig)
 	b.Run("discard", func(b *testing.B) { m.roundTrips(b, m.programs) })
 	b.Run("next", func(b *testing.B) { m.roundTrips(b, m.next) })
 	for _, injectors := range []int{1, 16} {
@@ -237,7 +241,7 @@ func (m *bench) throughput(b *testing.B, programs []called, injectors int) {
 	for b.Loop() {
 		for i := range programs {
 			before, begun := m.daemonTime(b), time.Now()
-			cpu, err := m.inject(&programs[i], injectors)
+			cpu, _, err := m.inject(&programs[i], injectors)
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -264,8 +268,9 @@ func (m *bench) throughput(b *testing.B, programs []called, injectors int) {
 	b.Log(report)
 }
 
-// inject has a batch of messages taken, and returns the children's processor time.
-func (m *bench) inject(p *called, injectors int) (cpu time.Duration, err error) {
+// inject has a batch of messages taken, and returns the children's processor
+// time and how long each call took.
+func (m *bench) inject(p *called, injectors int) (cpu time.Duration, each []time.Duration, err error) {
 	var all sync.WaitGroup
 	var mu sync.Mutex
 	left := batch
@@ -279,9 +284,10 @@ func (m *bench) inject(p *called, injectors int) (cpu time.Duration, err error) 
 				if done {
 					return
 				}
-				_, used, failed := m.call(p)
+				took, used, failed := m.call(p)
 				mu.Lock()
 				cpu += used
+				each = append(each, took)
 				if failed != nil {
 					err = failed
 				}
@@ -290,5 +296,5 @@ func (m *bench) inject(p *called, injectors int) (cpu time.Duration, err error) 
 		})
 	}
 	all.Wait()
-	return cpu, err
+	return cpu, each, err
 }
