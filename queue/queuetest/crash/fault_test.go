@@ -119,6 +119,35 @@ func TestDiskFull(t *testing.T) {
 	}
 }
 
+// TestStartOnFullDisk starts the daemon where not a byte is free but the
+// ballast: it must serve, deliver what it holds, and take nothing.
+func TestStartOnFullDisk(t *testing.T) {
+	p := needPrograms(t)
+	if p == nil {
+		return
+	}
+	for _, k := range kinds {
+		t.Run(k.name, func(t *testing.T) {
+			t.Parallel()
+			g := chance(t)
+			w := newWorld(t, p, setup{kind: k, size: imageSize, low: "120 MB", steps: away(60)})
+			w.up()
+			w.sendAll(out, g, 30, 0)
+			w.kill()
+			w.v.fill("filler", 0)
+			w.up()
+			w.sendAll(out, g, 5, 53)
+			w.drain(mostDrain)
+			w.v.clear("filler")
+			time.Sleep(beat)
+			w.sendAll(out, g, 5, 0)
+			w.drain(mostDrain)
+			w.finish()
+			t.Logf("%s: started on a full disk: %v", k.name, w)
+		})
+	}
+}
+
 func (w *world) clearAll(pattern string) {
 	w.t.Helper()
 	names, err := filepath.Glob(filepath.Join(w.v.dir, pattern))
