@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -139,7 +140,9 @@ func fill(f vfs.File, size int64) error {
 func (s *Store) dropBallast() {
 	s.space.looked.Store(0)
 	err := s.o.FS.Remove(s.path(ballastFile))
-	s.space.ballast.Store(false)
+	if had := s.space.ballast.Swap(false); !had && errors.Is(err, fs.ErrNotExist) {
+		return // Pebble writes a table that does not fit again and again
+	}
 	s.o.Log.Error("the queue's disk is full: the ballast file was given up", "dir", s.o.Dir, "error", err)
 }
 
