@@ -240,6 +240,6 @@ func (c *conclusion) log(b schedule.Batch, results []Result) {
 		s := c.states[i].State
 		c.q.o.Log.Info("delivery", "id", store.ID(b.ID).String(), "channel", b.Channel, "from", reply.Clean(e.Sender, 1100),
 			"to", reply.Clean(e.Recipients[b.Recipients[i]].Address, 1100), "status", s.Status.String(), "attempt", s.Attempts,
-			"where", s.Where, "reply", r.Reply.SMTP(), "age", c.now.Sub(c.l.message.ID.Time()).Round(time.Millisecond).String())
+			"where", s.Where, "reply", r.Reply.SMTP(), "age", max(c.now.Sub(c.l.message.ID.Time()), 0).Round(time.Millisecond).String())
 	}
 }

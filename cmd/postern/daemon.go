@@ -55,7 +55,7 @@ type daemon struct {
 // open takes everything that a daemon holds, in the order in which another
 // daemon would be noticed.
 func (d *daemon) open(first *config.Config) (err error) {
-	if d.state, err = openState(first.State); err != nil {
+	if d.state, err = openState(first.State, d.log); err != nil {
 		return err
 	}
 	if wantsQueue(first) {

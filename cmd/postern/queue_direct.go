@@ -93,7 +93,7 @@ func (s *directShim) work(ctx context.Context, file, name string, stderr io.Writ
 	d.giveUp, d.cancel = context.WithCancel(context.Background())
 	defer d.cancel()
 	d.log = newLogger(first.Log, &d.level, stderr)
-	if d.state, err = openState(first.State); err != nil {
+	if d.state, err = openState(first.State, d.log); err != nil {
 		return x, err
 	}
 	defer d.state.Close()

@@ -63,7 +63,7 @@ func verifyOffline(ctx context.Context, file string) (v api.Verify, err error) {
 	if err := dropRoot(c); err != nil { // what is written must stay the daemon's
 		return v, err
 	}
-	state, err := openState(c.State)
+	state, err := openState(c.State, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return v, fmt.Errorf("no daemon answers on %s, and yet: %w", c.Admin.Socket, err)
 	}

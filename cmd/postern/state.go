@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -33,7 +34,7 @@ const (
 
 // openState takes the directory for this process. If another holds it, the
 // error says who.
-func openState(path string) (*stateDir, error) {
+func openState(path string, log *slog.Logger) (*stateDir, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
@@ -47,8 +48,9 @@ func openState(path string) (*stateDir, error) {
 	}
 	who := fmt.Sprintf("postern, process %d, since %s\n", os.Getpid(), time.Now().UTC().Format(time.RFC3339))
 	if err := errors.Join(lock.Truncate(0), writeAt(lock, who)); err != nil {
-		lock.Close()
-		return nil, fmt.Errorf("state directory: %w", err)
+		// The words are for people. A disk without a block left must not keep the
+		// daemon from starting: what it delivers makes room.
+		log.Warn("cannot write into the lock who holds it", "lock", lock.Name(), "error", err)
 	}
 	s := &stateDir{path: path, lock: lock}
 	if s.secret, err = readSecret(path); errors.Is(err, fs.ErrNotExist) {
