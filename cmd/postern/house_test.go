@@ -46,6 +46,7 @@ var doors = []door{
 	{"pipeline/ingress/handoff", slices.Concat(allLeaves(), []string{"rules", "pipeline", "pipeline/ingress/handoff/wire"})},
 	{"pipeline/ingress/*", slices.Concat(allLeaves(), []string{"rules", "pipeline"})},
 	{"filters", []string{"filters/*", "pipeline"}},
+	{"filters/execban", slices.Concat(allLeaves(), []string{"rules", "pipeline", "filters/execban/*"})},
 	{"filters/*", slices.Concat(allLeaves(), []string{"rules", "pipeline"})},
 	{"plugins/wire", nil},
 	{"plugins/sdk", []string{"plugins/wire"}},
