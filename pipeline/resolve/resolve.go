@@ -163,8 +163,22 @@ func (r *Resolver) LookupAddrs(ctx context.Context, name string) ([]netip.Addr, 
 	}()
 	four, err4 := r.ask(ctx, name, dns.TypeA)
 	six := <-v6
+	all := addrsOf(append(append([]dns.RR(nil), six.a.records...), four.records...))
+	if len(all) > 0 {
+		return all, nil
+	}
+	for _, err := range []error{err4, six.err} {
+		if err != nil && !IsNotFound(err) {
+			return nil, err
+		}
+	}
+	return nil, notFound(name, errors.New("host has no address"))
+}
+
+// addrsOf are the addresses in records, those of IPv4 in their own form.
+func addrsOf(records []dns.RR) []netip.Addr {
 	var all []netip.Addr
-	for _, rr := range append(append([]dns.RR(nil), six.a.records...), four.records...) {
+	for _, rr := range records {
 		var ip net.IP
 		switch rr := rr.(type) {
 		case *dns.A:
@@ -176,15 +190,7 @@ func (r *Resolver) LookupAddrs(ctx context.Context, name string) ([]netip.Addr, 
 			all = append(all, a.Unmap())
 		}
 	}
-	if len(all) > 0 {
-		return all, nil
-	}
-	for _, err := range []error{err4, six.err} {
-		if err != nil && !IsNotFound(err) {
-			return nil, err
-		}
-	}
-	return nil, notFound(name, errors.New("host has no address"))
+	return all
 }
 
 // LookupHost is LookupAddrs with the addresses as strings.
