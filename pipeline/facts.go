@@ -34,7 +34,9 @@ var mailFacts = [...]struct {
 	value func(*subject) any
 }{
 	{"ip", rules.IP, AtConnect, "the client's address, \"\" for a local one", func(s *subject) any { return s.session.Peer.Addr() }},
-	{"rdns", rules.String, AtConnect, "the client's host name, as far as the entrance knows it", func(s *subject) any { return s.session.PeerName }},
+	{"rdns", rules.String, AtConnect, "the client's host name as the reverse DNS gives and the forward DNS confirms it; by a shim, what its caller was told", func(s *subject) any { return s.session.PeerName }},
+	{"rdns_claim", rules.String, AtConnect, "a name that the reverse DNS gives the client, confirmed or not", func(s *subject) any { return s.session.PeerClaim }},
+	{"rdns_trouble", rules.Bool, AtConnect, "whether the DNS could not tell the client's name: an empty rdns says nothing then", func(s *subject) any { return s.session.PeerTrouble }},
 	{"entrance", rules.String, AtConnect, "the name of the listener", func(s *subject) any { return s.session.Entrance }},
 	{"protocol", rules.String, AtConnect, "what the listener speaks: qmail-queue, smtp, lmtp", func(s *subject) any { return s.session.Protocol }},
 	{"standing", rules.String, AtConnect, "external, relay, auth or local", func(s *subject) any { return s.session.Standing.String() }},
@@ -48,6 +50,12 @@ var mailFacts = [...]struct {
 		return func(name string) string { return s.session.Env[name] }
 	}},
 	{"helo", rules.String, AtHelo, "the name the client gave itself", func(s *subject) any { return s.session.Helo }},
+	{"helo_fqdn", rules.Bool, AtHelo, "whether that name has the form of a full host name, mail.example.org", func(s *subject) any { return s.session.HeloFQDN() }},
+	{"helo_literal", rules.Bool, AtHelo, "whether that name is an address literal, [192.0.2.1]", func(s *subject) any {
+		_, ok := s.session.HeloLiteral()
+		return ok
+	}},
+	{"helo_matches", rules.Bool, AtHelo, "whether that name is rdns, or the literal of the client's address", func(s *subject) any { return s.session.HeloMatches() }},
 	{"sender", rules.String, AtSender, "the envelope sender, \"\" for bounces", func(s *subject) any { return s.tx.Envelope.Sender }},
 	{"recipients", rules.Strings, AtRecipient, "the envelope recipients that the filter is asked about", func(s *subject) any {
 		if s.stage == AtRecipient {
@@ -109,7 +117,7 @@ func FactsAt(tx *Transaction, m message.Message) rules.Facts {
 func deliverySubject(d *Delivery) subject {
 	session := &Session{
 		Entrance: d.Origin.Entrance, Protocol: d.Origin.Protocol, Standing: ParseStanding(d.Origin.Standing),
-		PeerName: d.Origin.PeerName, Helo: d.Origin.Helo, User: d.Origin.User, UID: d.Origin.UID,
+		PeerName: d.Origin.PeerName, PeerClaim: d.Origin.PeerClaim, PeerTrouble: d.Origin.PeerTrouble, TLS: d.Origin.TLS, Helo: d.Origin.Helo, User: d.Origin.User, UID: d.Origin.UID,
 	}
 	if a, err := parseAddr(d.Origin.Peer); err == nil {
 		session.Peer = a

@@ -17,6 +17,9 @@ type Origin struct {
 	Standing    string       `json:"standing"`
 	Peer        string       `json:"peer,omitempty"`
 	PeerName    string       `json:"peer_name,omitempty"`
+	PeerClaim   string       `json:"peer_claim,omitempty"`
+	PeerTrouble bool         `json:"peer_trouble,omitempty"`
+	TLS         string       `json:"tls,omitempty"`
 	Helo        string       `json:"helo,omitempty"`
 	User        string       `json:"user,omitempty"`
 	UID         int          `json:"uid"`
@@ -31,7 +34,7 @@ type Origin struct {
 func OriginOf(s *Session, tx *Transaction) Origin {
 	o := Origin{
 		Transaction: tx.ID, Entrance: s.Entrance, Protocol: s.Protocol, Standing: s.Standing.String(),
-		PeerName: s.PeerName, Helo: s.Helo, User: s.User, UID: s.UID, Chain: tx.Chain, Received: s.Start,
+		PeerName: s.PeerName, PeerClaim: s.PeerClaim, PeerTrouble: s.PeerTrouble, TLS: s.TLS, Helo: s.Helo, User: s.User, UID: s.UID, Chain: tx.Chain, Received: s.Start,
 		Results: tx.Results,
 	}
 	if s.Peer.IsValid() {

@@ -53,8 +53,16 @@ type Session struct {
 	Standing           Standing
 	// Peer is the client's address and port; the zero AddrPort for a local one.
 	Peer netip.AddrPort
-	// PeerName is the client's host name as far as the entrance knows it.
+	// PeerName is the client's host name as far as the entrance knows it: our SMTP
+	// server takes the name that the reverse DNS gives and the forward DNS
+	// confirms, a shim what its caller was told.
 	PeerName string
+	// PeerClaim is a name that the reverse DNS gives the client, confirmed or not;
+	// "" if there is none, or if nobody asked.
+	PeerClaim string
+	// PeerTrouble is set if the DNS could not tell what the client is called: an
+	// empty PeerName then says nothing about it.
+	PeerTrouble bool
 	// Helo is the name the client gave itself.
 	Helo string
 	// User is who logged in, "" if nobody did.
