@@ -64,7 +64,7 @@ func (q *Queue) conclude(b schedule.Batch, t *track, l *loaded, started time.Tim
 
 // judge makes states and outcomes of the results.
 func (c *conclusion) judge(b schedule.Batch, started time.Time, results []Result, warned bool) {
-	q, birth := c.q, store.ID(b.ID).Time()
+	q, birth := c.q, c.l.message.Arrival()
 	expired := schedule.Expired(birth, started, q.o.Lifetime)
 	backoff := q.channels[b.Channel].Backoff
 	c.outcomes = make([]schedule.Outcome, len(results))
@@ -152,7 +152,7 @@ func (c *conclusion) write(count tally, held bool) (removed bool) {
 	case count.left == 0:
 		q.owe(id, c.now, c.now.Add(retrySettle))
 	case len(c.failed) > 0, c.late:
-		q.owe(id, c.now, c.now.Add(gather(c.now.Sub(id.Time()))))
+		q.owe(id, c.now, c.now.Add(gather(c.now.Sub(c.l.message.Arrival()))))
 	}
 	return false
 }
@@ -240,6 +240,6 @@ func (c *conclusion) log(b schedule.Batch, results []Result) {
 		s := c.states[i].State
 		c.q.o.Log.Info("delivery", "id", store.ID(b.ID).String(), "channel", b.Channel, "from", reply.Clean(e.Sender, 1100),
 			"to", reply.Clean(e.Recipients[b.Recipients[i]].Address, 1100), "status", s.Status.String(), "attempt", s.Attempts,
-			"where", s.Where, "reply", r.Reply.SMTP(), "age", max(c.now.Sub(c.l.message.ID.Time()), 0).Round(time.Millisecond).String())
+			"where", s.Where, "reply", r.Reply.SMTP(), "age", max(c.now.Sub(c.l.message.Arrival()), 0).Round(time.Millisecond).String())
 	}
 }

@@ -177,7 +177,7 @@ func (a *account) notified(all []store.SetState, of envelope.Notify) []store.Set
 func (q *Queue) mayWarn(m *store.Message, now time.Time) bool {
 	sender := envelope.BounceAddress(m.Envelope.Sender)
 	w := q.o.Bounce.Warn
-	return w > 0 && now.Sub(m.ID.Time()) >= w && sender != "" && m.Envelope.Sender != envelope.DoubleBounce && q.o.Bounce.May(m.Origin, sender)
+	return w > 0 && now.Sub(m.Arrival()) >= w && sender != "" && m.Envelope.Sender != envelope.DoubleBounce && q.o.Bounce.May(m.Origin, sender)
 }
 
 // warn tells the sender of a delay. All that are late are marked, also those of
@@ -199,7 +199,7 @@ func (a *account) report(kind dsn.Kind, to string, about []store.SetState, note 
 	q, m := a.q, a.message
 	r := dsn.Report{
 		Kind: kind, Host: q.o.Host, From: q.o.Bounce.From, To: to, Sender: m.Envelope.Sender, EnvID: m.Envelope.EnvID,
-		Arrival: m.ID.Time(), Now: a.now, GiveUp: m.ID.Time().Add(q.o.Lifetime), Original: a.content, HeadersOnly: m.Envelope.Ret == "HDRS",
+		Arrival: m.Arrival(), Now: a.now, GiveUp: m.Arrival().Add(q.o.Lifetime), Original: a.content, HeadersOnly: m.Envelope.Ret == "HDRS",
 		MaxOriginal: q.o.Bounce.MaxOriginal, Format: q.o.Bounce.Format, ID: q.o.Store.NewID().String(), Spool: q.o.Spool, Note: note,
 	}
 	for _, s := range about {

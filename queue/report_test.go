@@ -3,11 +3,14 @@ package queue
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/postern-mta/postern/pipeline/envelope"
+	"github.com/postern-mta/postern/queue/queuetest"
 	"github.com/postern-mta/postern/queue/store"
 )
 
@@ -86,6 +89,51 @@ func TestWarnOnce(t *testing.T) {
 				t.Error(err)
 			}
 			r.empty()
+		})
+	}
+}
+
+// TestExpiryOfIDsAhead: what is tried for how long does not depend on ids that
+// are ahead of the clock, nor behind it, also after a restart.
+func TestExpiryOfIDsAhead(t *testing.T) {
+	for _, ahead := range []time.Duration{30 * 24 * time.Hour, -30 * 24 * time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			r := &rig{t: t, store: queuetest.NewMemory(func() time.Time { return time.Now().Add(ahead) }), exit: &exit{}, log: &syncBuffer{}}
+			r.exit.answer = func(_ *Job, to string) Result {
+				if to == "a@here.example" {
+					return accepted
+				}
+				return later
+			}
+			r.o = Options{
+				Log: slog.New(slog.NewTextHandler(r.log, nil)), Host: "mx.here.example", Route: byDomain,
+				Channels: []Channel{{Name: "remote", Exit: r.exit}}, Lifetime: 24 * time.Hour, Rand: func() float64 { return 0 },
+			}
+			r.open()
+			r.Start()
+			came := time.Now()
+			id := r.submit("a@here.example", "b@one.example")
+			pass(time.Minute)
+			v, err := r.Show(id)
+			if err != nil || !v.Arrival.Equal(came) {
+				t.Errorf("it came at %v, not %v (%v)", v.Arrival, came, err)
+			}
+			r.close()
+			r.open()
+			r.Start()
+			pass(3 * 24 * time.Hour)
+			all := r.exit.to("a@here.example")
+			if len(all) != 2 || !strings.Contains(all[0].text, "Action: delayed") || !strings.Contains(all[1].text, "Action: failed") {
+				t.Fatalf("%d reports: %v", len(all), all)
+			}
+			if age := all[0].at.Sub(came); age < 4*time.Hour || age > 7*time.Hour {
+				t.Errorf("warned after %v", age)
+			}
+			if age := all[1].at.Sub(came); age < 24*time.Hour || age > 34*time.Hour {
+				t.Errorf("given up after %v", age)
+			}
+			r.empty()
+			r.close()
 		})
 	}
 }

@@ -63,7 +63,7 @@ func (q *Queue) Stats() (Stats, error) {
 	}
 	defer r.Close()
 	err = r.Scan(0, func(e *store.Entry) error {
-		s.Oldest = e.Message.ID.Time()
+		s.Oldest = e.Message.Arrival()
 		return errStop
 	})
 	if errors.Is(err, errStop) {

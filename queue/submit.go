@@ -3,6 +3,7 @@ package queue
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/postern-mta/postern/pipeline/envelope"
 	"github.com/postern-mta/postern/pipeline/message"
@@ -93,6 +94,9 @@ func (q *Queue) puts(b *store.Batch, all []Submission) ([]store.ID, error) {
 			ID: id, Envelope: s.Envelope, Head: s.Message.HeadText(), Form: s.Message.Form(), Origin: s.Origin, Bounce: s.bounce,
 			Body: store.BodyInfo{Of: id, Size: body.Size(), LFs: body.LFs(), EightBit: body.EightBit()},
 		}}
+		if now := q.o.Now(); id.Time().After(now) || now.Sub(id.Time()) > time.Second {
+			p.Message.Arrived = now.UTC().Truncate(time.Millisecond)
+		}
 		if of, shared := bodies[body]; shared && body != nil {
 			p.Message.Body.Of = of
 		} else {

@@ -15,6 +15,8 @@ import (
 // View is a message as an operator sees it.
 type View struct {
 	ID store.ID
+	// Arrival is when it came, to the millisecond.
+	Arrival time.Time
 	// Envelope is as it was submitted, whatever became of its recipients.
 	Envelope envelope.Envelope
 	// Head is the head's text with its separator.
@@ -76,7 +78,7 @@ func (v *View) set(q *Queue, e *store.Entry) {
 		to = append(to, one)
 	}
 	*v = View{
-		ID: m.ID, Envelope: m.Envelope, Head: m.Head, Size: int64(len(m.Head)) + m.Body.Size, Form: m.Form, Origin: m.Origin,
+		ID: m.ID, Arrival: m.Arrival(), Envelope: m.Envelope, Head: m.Head, Size: int64(len(m.Head)) + m.Body.Size, Form: m.Form, Origin: m.Origin,
 		Bounce: m.Bounce, Hold: e.Hold, Recipients: to,
 	}
 }

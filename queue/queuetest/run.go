@@ -257,6 +257,9 @@ func (r *Run) message(id store.ID, recipients int) store.Message {
 	if g.IntN(5) == 0 {
 		m.Envelope.Ret, m.Envelope.EnvID = "HDRS", "id+2B"
 	}
+	if g.IntN(5) == 0 {
+		m.Arrived = time.UnixMilli(1_790_000_000_000 + g.Int64N(1<<40)).UTC()
+	}
 	if g.IntN(3) > 0 {
 		m.Origin = fmt.Appendf(nil, "origin %d\x00\xff", g.IntN(1000))
 	}

@@ -18,7 +18,8 @@ const (
 // FirstID is the smallest ID of a millisecond.
 func FirstID(t time.Time) ID { return ID(max(t.UnixMilli(), 0)) << idShift }
 
-// Time is when the message came, to the millisecond.
+// Time is when the message came, to the millisecond, or later where ids were
+// ahead of the clock.
 func (id ID) Time() time.Time { return time.UnixMilli(int64(id >> idShift)) }
 
 // String is the ID as people see it: 13 letters and digits that sort like the

@@ -32,6 +32,18 @@ type Message struct {
 	// Bounce is how many reports deep the message is: 0 for mail, 1 for a report
 	// about mail, 2 for one about a report (a double bounce).
 	Bounce uint8
+	// Arrived is when it came, in UTC and to the millisecond, if its ID does not
+	// say so: ids ascend also when the clock goes back. See Arrival.
+	Arrived time.Time
+}
+
+// Arrival is when the message came by the clock of that time, to the
+// millisecond. Its age counts from there.
+func (m *Message) Arrival() time.Time {
+	if m.Arrived.IsZero() {
+		return m.ID.Time()
+	}
+	return m.Arrived
 }
 
 // BodyInfo describes a stored body.

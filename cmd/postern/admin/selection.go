@@ -74,7 +74,7 @@ var queueFacts = [...]struct {
 		return s.each(func(r *queue.Recipient) string { return r.Where })
 	}},
 	{"size", rules.Int, "the message's size in bytes", func(s *subject) any { return s.Size }},
-	{"age", rules.Duration, "how long it has been in the queue", func(s *subject) any { return s.now.Sub(s.ID.Time()) }},
+	{"age", rules.Duration, "how long it has been in the queue", func(s *subject) any { return s.now.Sub(s.Arrival) }},
 	{"attempts", rules.Int, "the most attempts for one of its recipients", func(s *subject) any {
 		most := 0
 		for i := range s.Recipients {

@@ -30,8 +30,8 @@ func replyText(s store.State) string {
 // messageOf puts a view into the API's words, without its recipients.
 func messageOf(v *queue.View, now time.Time) api.QueueMessage {
 	m := api.QueueMessage{
-		ID: v.ID.String(), Number: strconv.FormatUint(uint64(v.ID), 10), Arrival: stamp(v.ID.Time()),
-		Age: int64(max(now.Sub(v.ID.Time()), 0) / time.Second), Sender: v.Envelope.Sender, Size: v.Size, Form: v.Form.String(),
+		ID: v.ID.String(), Number: strconv.FormatUint(uint64(v.ID), 10), Arrival: stamp(v.Arrival),
+		Age: int64(max(now.Sub(v.Arrival), 0) / time.Second), Sender: v.Envelope.Sender, Size: v.Size, Form: v.Form.String(),
 		Bounce: int(v.Bounce), Bouncing: v.Bouncing(), Total: len(v.Recipients), Left: v.Left(), Counts: map[string]int{},
 	}
 	if v.Hold != nil {
@@ -60,7 +60,7 @@ func nextOf(v *queue.View, r *queue.Recipient) time.Time {
 	case !r.Due.IsZero():
 		return r.Due
 	}
-	return v.ID.Time()
+	return v.Arrival
 }
 
 // recipientsOf are up to most recipients of a view from number first on.

@@ -4,23 +4,32 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 
 	"github.com/postern-mta/postern/queue/store"
 )
 
-// idBlock is how many ids are reserved at a time: those of about four seconds.
-// After a crash ids start above what was reserved, so this is also by how much
-// they may then be ahead of the clock.
-const idBlock = 1 << 34
+// Ids are given out below a mark that is on stable storage. After a crash they
+// go on at the mark, so the mark is also how far they may then be ahead of the
+// clock. It is idStep above the last id, so that crashes that follow each other
+// at once add next to nothing; and it is ahead of the clock by as long as the
+// store has been open, at most by idLead, so that crashes at any pace never add
+// up to more than that.
+const (
+	idStep = 1 << 16 // ids: a sixty-fourth of a millisecond
+	idLead = time.Second
+)
 
 // lastID keeps a clock that is wild from using up the ids.
 const lastID = 1<<63 - 1
 
-// ids gives out ids below a mark that is on stable storage. The mark is moved
-// on when half of a block is used up, and waited for only when all of it is.
+// ids gives out ids below the mark. Nothing is reserved before the first id is
+// asked for. The mark is moved on when half of what it allows is used up, and
+// waited for only when all of it is.
 type ids struct {
+	opened  time.Time
 	mu      sync.Mutex
 	last    store.ID // the greatest ever given out
 	durable store.ID // ids below it may be given out
@@ -34,25 +43,34 @@ func (s *Store) NewID() store.ID {
 		return 0
 	}
 	defer s.leave()
-	now := store.FirstID(s.o.Now())
+	now := s.o.Now()
 	i := &s.ids
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	id := i.last + 1
-	if now > id && now < lastID {
-		id = now
-	}
+	id, mark := i.next(now)
 	if id >= i.durable {
 		i.settle()
 	}
 	if id >= i.durable {
-		s.reserve(id + idBlock)
+		s.reserve(mark)
 		i.settle()
-	} else if i.wait == nil && i.durable-id < idBlock/2 {
-		s.reserve(i.durable + idBlock)
+	} else if i.wait == nil && i.durable-id < (mark-id)/2 {
+		s.reserve(mark)
 	}
 	i.last = id
 	return id
+}
+
+// next is the next id, and where the mark should be.
+func (i *ids) next(now time.Time) (id, mark store.ID) {
+	id = i.last + 1
+	clock := store.FirstID(now)
+	if clock >= lastID {
+		return id, id + idStep
+	}
+	lead := min(max(now.Sub(i.opened), 0), idLead)
+	id = max(id, clock)
+	return id, max(id+idStep, store.FirstID(now.Add(lead)))
 }
 
 // settle waits for the mark on its way, if there is one.
@@ -80,6 +98,7 @@ func (i *ids) given(id store.ID) bool {
 
 // openIDs goes on above every id that was or may have been given out.
 func (s *Store) openIDs() error {
+	s.ids.opened = s.o.Now()
 	mark, err := s.mark()
 	if isDamage(err) {
 		was := err
@@ -107,10 +126,11 @@ func (s *Store) guessMark() (store.ID, error) {
 			mark = max(mark, id)
 		}
 	}
+	mark = max(mark, store.FirstID(mark.Time().Add(idLead))) + idStep
 	if err := it.Error(); !isDamage(err) {
-		return mark + idBlock, err
+		return mark, err
 	}
-	return mark + idBlock, nil
+	return mark, nil
 }
 
 // mark reads the high-water mark of ids, 0 if there is none.

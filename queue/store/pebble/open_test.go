@@ -176,34 +176,111 @@ func TestValueSeparation(t *testing.T) {
 	}
 }
 
-// TestIDsAheadOfTheClock: by no more than a block after a crash, and not at all
-// after a close.
+// TestIDsAheadOfTheClock: not at all after a close, and by next to nothing
+// after ten thousand crashes that follow each other at once; by no more than
+// idLead and that after crashes of stores that have run for a while.
 func TestIDsAheadOfTheClock(t *testing.T) {
-	mem := vfs.NewCrashableMem()
+	var mem *vfs.MemFS // a crash needs it
 	now := time.UnixMilli(1_790_000_000_000)
-	o := testOptions("q", mem)
+	o := testOptions("q", vfs.NewCrashableMem())
 	o.Now = func() time.Time { return now }
-	for range 5 {
-		s := mustOpen(t, o)
+	var last store.ID
+	next := func(s *Store) time.Duration {
 		id := s.NewID()
-		if ahead := id.Time().Sub(now); ahead > 0 {
-			t.Errorf("ids are %v ahead after a close", ahead)
+		if id <= last {
+			t.Fatalf("id %s after %s", id, last)
 		}
-		s.Close()
+		last = id
+		return id.Time().Sub(now)
 	}
-	for range 5 {
+	for range 100 {
 		s := mustOpen(t, o)
-		for range 100 {
-			s.NewID()
+		if ahead := next(s); ahead > 0 {
+			t.Fatalf("ids are %v ahead after a close", ahead)
 		}
-		o.FS = mem.CrashClone(vfs.CrashCloneCfg{})
 		s.Close()
-		now = now.Add(5 * time.Second)
 	}
-	s := mustOpen(t, o)
-	defer s.Close()
-	if ahead := s.NewID().Time().Sub(now); ahead > 5*time.Second {
-		t.Errorf("ids are %v ahead after crashes", ahead)
+	crash := func(run, pause time.Duration) (ahead time.Duration) {
+		mem = o.FS.(*vfs.MemFS)
+		s := mustOpen(t, o)
+		ahead = next(s)
+		now = now.Add(run)
+		next(s)
+		o.FS = mem.CrashClone(vfs.CrashCloneCfg{})
+		now = now.Add(pause)
+		s.Close()
+		return ahead
+	}
+	const crashes = 200
+	for range crashes {
+		crash(0, 0)
+	}
+	if ahead := crash(0, 0); ahead > 10*time.Millisecond {
+		t.Errorf("ids are %v ahead after %d crashes", ahead, crashes)
+	}
+	for i := range 60 {
+		run := time.Duration(i) * 50 * time.Millisecond
+		if ahead := crash(run, 0); ahead > idLead+10*time.Millisecond {
+			t.Fatalf("ids are %v ahead after a crash of a store that ran for %v", ahead, run)
+		}
+	}
+	for range 20 {
+		crash(time.Hour, 0)
+	}
+	if ahead := crash(0, 0); ahead > idLead+10*time.Millisecond {
+		t.Errorf("ids are %v ahead after crashes of stores that ran long", ahead)
 	}
 	runtime.KeepAlive(mem)
+}
+
+// TestIDsWithoutUse: a store that gives out no id writes none down.
+func TestIDsWithoutUse(t *testing.T) {
+	o := testOptions("q", vfs.NewMem())
+	for i := range 2 {
+		s := mustOpen(t, o)
+		if i > 0 {
+			if mark, err := s.mark(); err != nil || mark != 0 || s.ids.wait != nil {
+				t.Errorf("mark %v, %v", mark, err)
+			}
+		}
+		s.Close()
+	}
+}
+
+// TestIDMarks gives out ids of a store that crashes ten thousand times, with a
+// clock that does not move, that creeps, and that goes back.
+func TestIDMarks(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		step time.Duration // of the clock, between two crashes
+	}{{"still", 0}, {"slow", 50 * time.Microsecond}, {"quick", 20 * time.Millisecond}, {"back", -time.Millisecond}} {
+		t.Run(c.name, func(t *testing.T) {
+			start := time.UnixMilli(1_790_000_000_000)
+			now, mark, last := start, store.ID(0), store.ID(0)
+			for range 10_000 {
+				i := ids{opened: now, last: max(mark, 1) - 1, durable: mark}
+				for range 5 {
+					id, m := i.next(now)
+					if id <= last {
+						t.Fatalf("id %v after %v, mark %v", id, last, mark)
+					}
+					if id >= i.durable {
+						i.durable, mark = m, m
+					}
+					i.last, last = id, id
+					now = now.Add(c.step / 5)
+				}
+			}
+			if ahead := mark.Time().Sub(later(start, now)); ahead > time.Second {
+				t.Errorf("ids are %v ahead", ahead)
+			}
+		})
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }

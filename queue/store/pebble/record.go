@@ -59,6 +59,7 @@ const (
 	flagFile
 	flagEightBit
 	flagShared
+	flagArrived
 	headerFlags = 1<<iota - 1
 )
 
@@ -86,11 +87,14 @@ func appendText[T string | []byte](b []byte, s T) []byte {
 func appendHeader(b []byte, h *header) []byte {
 	m := &h.message
 	e := &m.Envelope
-	b = append(b, recordVersion, flags(e.NoScan, e.UTF8, e.RequireTLS, m.Body.File, m.Body.EightBit, h.shared), byte(m.Form), m.Bounce)
+	b = append(b, recordVersion, flags(e.NoScan, e.UTF8, e.RequireTLS, m.Body.File, m.Body.EightBit, h.shared, !m.Arrived.IsZero()), byte(m.Form), m.Bounce)
 	b = binary.AppendUvarint(b, uint64(h.recipients))
 	b = binary.AppendUvarint(b, uint64(m.Body.Of))
 	b = binary.AppendUvarint(b, uint64(m.Body.Size))
 	b = binary.AppendUvarint(b, uint64(m.Body.LFs))
+	if !m.Arrived.IsZero() {
+		b = binary.AppendUvarint(b, uint64(min(max(m.Arrived.UnixMilli(), 0), maxMillis)))
+	}
 	b = appendText(b, e.Sender)
 	b = appendText(b, e.Ret)
 	b = appendText(b, e.EnvID)
@@ -114,6 +118,9 @@ func decodeNumbers(d *decoder) (h header) {
 	m.Body.Of = store.ID(d.number(math.MaxUint64))
 	m.Body.Size = int64(d.number(math.MaxInt64))
 	m.Body.LFs = int64(d.number(math.MaxInt64))
+	if f&flagArrived != 0 {
+		m.Arrived = time.UnixMilli(int64(d.number(maxMillis))).UTC()
+	}
 	return h
 }
 
@@ -378,8 +385,12 @@ func (d *decoder) clean(most int) string {
 	return s
 }
 
-// maxTime keeps times within what can be printed and computed with.
-const maxTime = 1 << 40
+// maxTime keeps times within what can be printed and computed with: seconds.
+// maxMillis is likewise, for milliseconds: the times that ids have.
+const (
+	maxTime   = 1 << 40
+	maxMillis = 1<<42 - 1
+)
 
 func (d *decoder) time() time.Time { return time.Unix(int64(d.number(maxTime)), 0).UTC() }
 

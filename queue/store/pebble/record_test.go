@@ -28,7 +28,7 @@ func records() []record {
 		recipients: 2, shared: true,
 		message: store.Message{
 			Envelope: envelope.Envelope{Sender: "a@b", NoScan: true, UTF8: true, RequireTLS: true, Ret: "FULL", EnvID: "x+2B"},
-			Head:     "A: b\n\n", Form: message.UTF8, Origin: []byte("o"), Bounce: 2,
+			Head:     "A: b\n\n", Form: message.UTF8, Origin: []byte("o"), Bounce: 2, Arrived: time.UnixMilli(1_790_000_000_123).UTC(),
 			Body: store.BodyInfo{Of: 1 << 62, File: true, Size: 1 << 40, LFs: 300, EightBit: true},
 		},
 	}
