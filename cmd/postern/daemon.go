@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,25 +17,28 @@ import (
 	"github.com/postern-mta/postern/cmd/postern/config"
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/message"
+	"github.com/postern-mta/postern/pipeline/resolve"
 )
 
 // daemon is postern serve.
 type daemon struct {
-	file    string
-	started time.Time
-	log     *slog.Logger
-	level   slog.LevelVar
-	state   *stateDir
-	spool   message.Spooler // the queue's, if there is one
-	engine  *engine         // nil if no entrance hands mail to our own queue
-	modes   *pipeline.Modes
-	meter   *admin.Meter
-	chains  pipeline.Generations
-	admin   *admin.Server
-	// inherited are the sockets that the supervisor handed over, by path.
-	inherited map[string]*net.UnixListener
-	failed    chan error // what ends the daemon
-	serving   sync.WaitGroup
+	file     string
+	started  time.Time
+	log      *slog.Logger
+	level    slog.LevelVar
+	state    *stateDir
+	spool    message.Spooler // the queue's, if there is one
+	resolver *resolve.Resolver
+	engine   *engine // nil if no entrance hands mail to our own queue
+	modes    *pipeline.Modes
+	meter    *admin.Meter
+	chains   pipeline.Generations
+	admin    *admin.Server
+	// inherited are the sockets that the supervisor handed over, and early those
+	// that were opened while the daemon was root, by place.
+	inherited, early map[string]socket
+	failed           chan error // what ends the daemon
+	serving          sync.WaitGroup
 	// current is the configuration in force, for what outlives the reading of
 	// the next one.
 	current atomic.Pointer[config.Config]
@@ -49,7 +51,7 @@ type daemon struct {
 	mu         sync.Mutex // guards what follows, and serialises reloads
 	config     *config.Config
 	generation uint64
-	entrances  map[string]*entrance // by socket path
+	entrances  map[string]*entrance // by place
 }
 
 // open takes everything that a daemon holds, in the order in which another
@@ -58,8 +60,11 @@ func (d *daemon) open(first *config.Config) (err error) {
 	if d.state, err = openState(first.State, d.log); err != nil {
 		return err
 	}
+	if d.resolver, err = newResolver(first); err != nil {
+		return err
+	}
 	if wantsQueue(first) {
-		if d.engine, err = openEngine(first, d.log); err != nil {
+		if d.engine, err = openEngine(first, d.resolver, d.log); err != nil {
 			return err
 		}
 		d.spool = d.engine.store
@@ -94,7 +99,7 @@ func (d *daemon) open(first *config.Config) (err error) {
 
 // env is what filters may use.
 func (d *daemon) env() pipeline.Env {
-	return pipeline.Env{Log: d.log, Now: time.Now, Spool: d.spool, Secret: derive(d.state.secret)}
+	return pipeline.Env{Log: d.log, Now: time.Now, Resolver: d.resolver, Spool: d.spool, Secret: derive(d.state.secret)}
 }
 
 // use puts a configuration into force: chains first, then entrances. If it
@@ -137,6 +142,7 @@ func (d *daemon) use(c *config.Config) error {
 	}
 	d.level.Set(c.Log.SlogLevel())
 	d.make(changes)
+	d.closeEarly()
 	warnStranded(c, d.log)
 	d.warnUnused()
 	return nil
@@ -224,6 +230,7 @@ func (d *daemon) closeAll() error {
 		errs = append(errs, e.stop(gone)) // of a daemon that never came to serve
 		e.close()
 	}
+	d.closeEarly()
 	d.cancel()
 	d.retired.Wait()
 	d.serving.Wait()
@@ -253,8 +260,8 @@ func (d *daemon) status() api.Status {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s := api.Status{Version: version, PID: os.Getpid(), Config: d.file, Generation: d.generation, Started: d.started.UTC().Format(time.RFC3339)}
-	for path, e := range d.entrances {
-		s.Entrances = append(s.Entrances, api.Entrance{Name: e.settings.listen.Name, Address: path, Sessions: e.sessions()})
+	for _, e := range d.entrances {
+		s.Entrances = append(s.Entrances, api.Entrance{Name: e.settings.listen.Name, Address: e.address(), Sessions: e.sessions()})
 	}
 	slices.SortFunc(s.Entrances, func(a, b api.Entrance) int { return compare(a.Name, b.Name) })
 	return s

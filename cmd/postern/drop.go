@@ -31,7 +31,9 @@ func dropRoot(c *config.Config) error {
 	}
 	dirs := []string{c.State, filepath.Dir(c.Admin.Socket)}
 	for _, name := range sortedKeys(c.Listen) {
-		dirs = append(dirs, filepath.Dir(c.Listen[name].Socket))
+		if l := c.Listen[name]; !l.IsSMTP() {
+			dirs = append(dirs, filepath.Dir(l.Socket))
+		}
 	}
 	for _, dir := range dirs {
 		if err := giveDir(dir, uid, gid); err != nil {

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -50,16 +52,26 @@ func wantsQueue(c *config.Config) bool {
 	return false
 }
 
+// newResolver is the daemon's one resolver. Without any server it is the one on
+// this host, as resolv.conf(5) has it.
+func newResolver(c *config.Config) (*resolve.Resolver, error) {
+	servers := c.Queue.Resolver
+	if _, err := os.Stat("/etc/resolv.conf"); len(servers) == 0 && errors.Is(err, fs.ErrNotExist) {
+		servers = []string{"127.0.0.1:53"}
+	}
+	return resolve.New(resolve.Options{Servers: servers})
+}
+
 // openEngine opens the store and makes the queue; nothing is delivered before
 // it is started.
-func openEngine(c *config.Config, log *slog.Logger) (*engine, error) {
+func openEngine(c *config.Config, resolver *resolve.Resolver, log *slog.Logger) (*engine, error) {
 	e := &engine{}
 	e.config.Store(c)
 	var err error
 	if e.store, err = openStore(c, log); err != nil {
 		return nil, err
 	}
-	if e.queue, err = e.newQueue(c, log); err != nil {
+	if e.queue, err = e.newQueue(c, resolver, log); err != nil {
 		e.store.Close()
 		return nil, err
 	}
@@ -80,11 +92,7 @@ func openStore(c *config.Config, log *slog.Logger) (*pebble.Store, error) {
 	return s, nil
 }
 
-func (e *engine) newQueue(c *config.Config, log *slog.Logger) (*queue.Queue, error) {
-	resolver, err := resolve.New(resolve.Options{Servers: c.Queue.Resolver})
-	if err != nil {
-		return nil, err
-	}
+func (e *engine) newQueue(c *config.Config, resolver *resolve.Resolver, log *slog.Logger) (*queue.Queue, error) {
 	remote, err := smtp.New(smtp.Options{Resolver: resolver, Routes: e.route, Hello: c.Hostname, Self: e.isSelf, Log: log})
 	if err != nil {
 		return nil, err

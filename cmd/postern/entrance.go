@@ -17,17 +17,48 @@ import (
 	"github.com/postern-mta/postern/pipeline/ingress/handoff"
 )
 
+// server is what answers at an entrance.
+type server interface {
+	Serve(context.Context) error
+	// Shutdown takes nothing new, and waits for what has begun until ctx ends.
+	Shutdown(context.Context) error
+	Sessions() int
+}
+
+// socket is a listener of which there can be several for one socket.
+type socket interface {
+	net.Listener
+	File() (*os.File, error)
+}
+
 // entrance is one socket and the server on it. A reload that changes its
-// settings puts another server on the same socket: shims that wait to be taken
+// settings puts another server on the same socket: clients that wait to be taken
 // notice nothing, and sessions that have begun end on the old one.
 type entrance struct {
-	path     string
-	listener *net.UnixListener
+	path     string // see place
+	listener socket
 	handed   bool // by the supervisor, who keeps it
 	settings settings
-	server   *handoff.Server
+	server   server
 	kept     *handoff.Kept
+	gate     any
 	done     chan struct{} // closed when the server has ended
+}
+
+// place names the socket of an entrance: its path, or its address as the system
+// writes it.
+func place(l *config.Listen) string {
+	if !l.IsSMTP() {
+		return l.Socket
+	}
+	a, err := net.ResolveTCPAddr("tcp", l.Address)
+	switch {
+	case err != nil || a.Port == 0: // listening will say why; 0 is a port of the system's choice
+		return l.Address
+	case a.IP == nil:
+		a.IP = net.IPv6unspecified
+	}
+	return a.String()
 }
 
 // settings are what a server is made of, in a form that can be compared.
@@ -35,10 +66,15 @@ type settings struct {
 	listen  config.Listen
 	limits  config.Limits
 	trusted []uint32
+	// smtp is what SMTP servers depend on besides.
+	smtp smtpSettings
 }
 
 func settingsOf(c *config.Config, l *config.Listen) settings {
-	s := settings{listen: *l, limits: c.Limits}
+	s := settings{listen: l.Plain(), limits: c.Limits}
+	if l.IsSMTP() {
+		s.smtp = smtpSettingsOf(c, l)
+	}
 	for _, u := range c.Trusted {
 		s.trusted = append(s.trusted, u.UID)
 	}
@@ -51,8 +87,9 @@ type change struct {
 	path   string
 	add    *entrance // a new socket, open already
 	update *entrance // a new server on an old one
-	server *handoff.Server
+	server server
 	kept   *handoff.Kept
+	gate   any
 	to     settings
 	remove *entrance
 }
@@ -69,13 +106,13 @@ func (d *daemon) plan(c *config.Config) (changes []change, err error) {
 	wanted := map[string]bool{}
 	for _, name := range sortedKeys(c.Listen) {
 		l := c.Listen[name]
-		wanted[l.Socket] = true
+		wanted[place(l)] = true
 		to := settingsOf(c, l)
-		old := d.entrances[l.Socket]
+		old := d.entrances[place(l)]
 		if old != nil && reflect.DeepEqual(old.settings, to) {
 			continue
 		}
-		ch := change{path: l.Socket, to: to, update: old}
+		ch := change{path: place(l), to: to, update: old}
 		if old == nil {
 			if ch.add, err = d.openEntrance(l); err != nil {
 				return changes, err
@@ -83,7 +120,7 @@ func (d *daemon) plan(c *config.Config) (changes []change, err error) {
 		}
 		changes = append(changes, ch)
 		this := &changes[len(changes)-1]
-		if this.server, this.kept, err = d.server(c, *this); err != nil {
+		if err = d.equip(c, l, this); err != nil {
 			return changes, fmt.Errorf("listen.%s: %w", name, err)
 		}
 	}
@@ -107,12 +144,24 @@ func (d *daemon) abandon(changes []change) {
 }
 
 func (d *daemon) openEntrance(l *config.Listen) (*entrance, error) {
-	if handed := d.inherited[l.Socket]; handed != nil {
+	path := place(l)
+	if handed := d.inherited[path]; handed != nil {
 		listener, err := duplicate(handed)
 		if err != nil {
 			return nil, fmt.Errorf("listen.%s: %w", l.Name, err)
 		}
-		return &entrance{path: l.Socket, listener: listener, handed: true}, nil
+		return &entrance{path: path, listener: listener, handed: true}, nil
+	}
+	if early := d.early[path]; early != nil {
+		delete(d.early, path)
+		return &entrance{path: path, listener: early}, nil
+	}
+	if l.IsSMTP() {
+		listener, err := listenTCP(l)
+		if err != nil {
+			return nil, err
+		}
+		return &entrance{path: path, listener: listener}, nil
 	}
 	if err := os.MkdirAll(filepath.Dir(l.Socket), 0o755); err != nil {
 		return nil, fmt.Errorf("listen.%s: %w", l.Name, err)
@@ -125,28 +174,80 @@ func (d *daemon) openEntrance(l *config.Listen) (*entrance, error) {
 		listener.Close()
 		return nil, fmt.Errorf("listen.%s: %w", l.Name, err)
 	}
-	return &entrance{path: l.Socket, listener: listener}, nil
+	return &entrance{path: path, listener: listener}, nil
 }
 
-// server makes the server of a change, on a listener of its own for the same
+func listenTCP(l *config.Listen) (socket, error) {
+	listener, err := net.Listen("tcp", l.Address)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("listen.%s: %w: ports below 1024 are opened while the daemon is still root: start it as root with user = NAME, or let the supervisor hand over the socket", l.Name, err)
+	case err != nil:
+		return nil, fmt.Errorf("listen.%s: %w", l.Name, err)
+	}
+	return listener.(*net.TCPListener), nil
+}
+
+// openEarly opens what needs root, before the daemon gives it up.
+func (d *daemon) openEarly(c *config.Config) error {
+	d.early = map[string]socket{}
+	for _, name := range sortedKeys(c.Listen) {
+		l := c.Listen[name]
+		if path := place(l); l.IsSMTP() && d.inherited[path] == nil {
+			listener, err := listenTCP(l)
+			if err != nil {
+				return err
+			}
+			d.early[path] = listener
+		}
+	}
+	return nil
+}
+
+// closeEarly closes what was opened and never became an entrance.
+func (d *daemon) closeEarly() {
+	for path, l := range d.early {
+		l.Close()
+		delete(d.early, path)
+	}
+}
+
+// equip makes the server of a change, on a listener of its own for the same
 // socket.
-func (d *daemon) server(c *config.Config, ch change) (*handoff.Server, *handoff.Kept, error) {
+func (d *daemon) equip(c *config.Config, l *config.Listen, ch *change) error {
 	e := ch.add
 	if e == nil {
 		e = ch.update
 	}
 	listener, err := duplicate(e.listener)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	l := ch.to.listen
+	if l.IsSMTP() {
+		ch.gate = e.gate
+		err = d.equipSMTP(c, l, listener, ch)
+	} else {
+		ch.kept = e.kept
+		err = d.equipShim(c, l, listener, ch, e.settings.listen.Next)
+	}
+	if err != nil {
+		listener.Close()
+	}
+	return err
+}
+
+// equipShim makes a server for the qmail-queue shim.
+func (d *daemon) equipShim(c *config.Config, l *config.Listen, listener socket, ch *change, lastNext string) (err error) {
+	unix, ok := listener.(*net.UnixListener)
+	if !ok {
+		return errors.New("not a Unix socket")
+	}
 	o := handoff.Options{
-		Log: d.log, Listener: listener, Trusted: ch.to.trusted, Entrance: l.Name, Chains: &d.chains,
+		Log: d.log, Listener: unix, Trusted: ch.to.trusted, Entrance: l.Name, Chains: &d.chains,
 		Inbound: l.Chain, Local: l.Local, NextMode: l.NextMode, Lines: &l.Lines, Dialect: l.Dialect, Slow: l.Slow,
 		Limits:      handoff.Limits{Recipients: c.Limits.Recipients, Size: c.Limits.Message, Head: int(c.Limits.Head), Fields: c.Limits.Fields},
 		MaxSessions: c.Limits.Sessions, Spool: d.spool, Ours: d.ours, Observe: d.meter.Observe, Report: reporter{d.current.Load, d.spool}.refused,
 	}
-	kept := e.kept
 	switch l.Next {
 	case config.NextDiscard:
 		o.Sink = discard{}
@@ -154,21 +255,20 @@ func (d *daemon) server(c *config.Config, ch change) (*handoff.Server, *handoff.
 		o.Sink, o.Received, o.Invokers = queueSink{d.engine.queue}, true, invokers()
 	default:
 		o.Next = l.Next
-		if kept == nil || l.Next != e.settings.listen.Next {
+		if ch.kept == nil || l.Next != lastNext {
 			dir := keptDir(c, l.Name)
-			if kept, err = handoff.OpenKept(handoff.KeptOptions{Dir: dir, Next: l.Next, Log: d.log}); err != nil {
-				listener.Close()
-				return nil, nil, err
+			if ch.kept, err = handoff.OpenKept(handoff.KeptOptions{Dir: dir, Next: l.Next, Log: d.log}); err != nil {
+				return err
 			}
 		}
-		o.Kept = kept
+		o.Kept = ch.kept
 	}
 	s, err := handoff.New(o)
 	if err != nil {
-		listener.Close()
-		return nil, nil, err
+		return err
 	}
-	return s, kept, nil
+	ch.server = s
+	return nil
 }
 
 // invokers are the uids that qmail's Received line calls by name.
@@ -189,7 +289,7 @@ func invokers() *handoff.Invokers {
 
 // duplicate is another listener for the same socket, so that one server may
 // stop listening without the socket going away.
-func duplicate(l *net.UnixListener) (*net.UnixListener, error) {
+func duplicate(l socket) (socket, error) {
 	f, err := l.File()
 	if err != nil {
 		return nil, err
@@ -199,13 +299,15 @@ func duplicate(l *net.UnixListener) (*net.UnixListener, error) {
 	if err != nil {
 		return nil, err
 	}
-	u, ok := dup.(*net.UnixListener)
-	if !ok {
-		dup.Close()
-		return nil, errors.New("not a Unix socket")
+	switch dup := dup.(type) {
+	case *net.UnixListener:
+		dup.SetUnlinkOnClose(false)
+		return dup, nil
+	case *net.TCPListener:
+		return dup, nil
 	}
-	u.SetUnlinkOnClose(false)
-	return u, nil
+	dup.Close()
+	return nil, errors.New("neither a Unix socket nor TCP")
 }
 
 // make does what was planned. The daemon is locked.
@@ -223,14 +325,14 @@ func (d *daemon) make(changes []change) {
 			e = ch.update
 			d.retire(e.server, e.done)
 		}
-		e.server, e.kept, e.settings, e.done = ch.server, ch.kept, ch.to, make(chan struct{})
+		e.server, e.kept, e.gate, e.settings, e.done = ch.server, ch.kept, ch.gate, ch.to, make(chan struct{})
 		d.entrances[ch.path] = e
 		d.serve(e.server, e.done)
-		d.log.Info("entrance open", "entrance", ch.to.listen.Name, "socket", ch.path, "chain", ch.to.listen.Chain, "local", ch.to.listen.Local, "next", ch.to.listen.Next)
+		d.log.Info("entrance open", "entrance", ch.to.listen.Name, "socket", e.address(), "chain", ch.to.listen.Chain, "local", ch.to.listen.Local, "next", ch.to.listen.Next)
 	}
 }
 
-func (d *daemon) serve(s *handoff.Server, done chan struct{}) {
+func (d *daemon) serve(s server, done chan struct{}) {
 	d.serving.Add(1)
 	go func() {
 		defer d.serving.Done()
@@ -243,7 +345,7 @@ func (d *daemon) serve(s *handoff.Server, done chan struct{}) {
 
 // retire lets a server end what it has begun, for as long as that takes while
 // the daemon serves on.
-func (d *daemon) retire(s *handoff.Server, done chan struct{}) {
+func (d *daemon) retire(s server, done chan struct{}) {
 	d.retired.Add(1)
 	go func() {
 		defer d.retired.Done()
@@ -255,6 +357,9 @@ func (d *daemon) retire(s *handoff.Server, done chan struct{}) {
 
 // ours is Session.Ours by the configuration in force: a server outlives it.
 func (d *daemon) ours(domain string) bool { return d.current.Load().Ours(domain) }
+
+// address is where the entrance listens.
+func (e *entrance) address() string { return e.listener.Addr().String() }
 
 // sessions is how many sessions the server has.
 func (e *entrance) sessions() int {
@@ -281,7 +386,7 @@ func (e *entrance) close() {
 	if e.listener == nil {
 		return
 	}
-	if !e.handed {
+	if _, unix := e.listener.(*net.UnixListener); unix && !e.handed {
 		os.Remove(e.path) //nolint:errcheck // the next start replaces it
 	}
 	e.listener.Close()

@@ -66,12 +66,15 @@ func runExplain(ctx context.Context, f explainFlags, file string, stdin io.Reade
 	if err != nil {
 		return fmt.Errorf("the configuration is wrong, see postern check:\n%w", err)
 	}
+	if env.Resolver, err = newResolver(c); err != nil {
+		return err
+	}
 	secret, noSecret := readSecret(c.State)
 	if noSecret == nil {
 		env.Secret = derive(secret)
-		if c, err = config.Load(f.config, loadOptions(env)); err != nil {
-			return err
-		}
+	}
+	if c, err = config.Load(f.config, loadOptions(env)); err != nil {
+		return err
 	}
 	tx, listen, err := f.transaction(c)
 	if err != nil {

@@ -97,7 +97,10 @@ func (s *directShim) work(ctx context.Context, file, name string, stderr io.Writ
 		return x, err
 	}
 	defer d.state.Close()
-	if d.engine, err = openEngine(first, d.log); err != nil {
+	if d.resolver, err = newResolver(first); err != nil {
+		return x, err
+	}
+	if d.engine, err = openEngine(first, d.resolver, d.log); err != nil {
 		return x, err
 	}
 	// The message has been answered for by then: what goes wrong is for the log.
@@ -128,7 +131,7 @@ func (s *directShim) work(ctx context.Context, file, name string, stderr io.Writ
 const directGrace = 10 * time.Second
 
 // directServer makes the server of one entrance, with its chains, on a listener.
-func (d *daemon) directServer(name string, listener *net.UnixListener) (*handoff.Server, error) {
+func (d *daemon) directServer(name string, listener *net.UnixListener) (server, error) {
 	c, err := config.Load(d.file, loadOptions(d.env()))
 	if err != nil {
 		return nil, reply.With(reply.BadConfig, fmt.Errorf("the configuration is wrong, see postern check:\n%w", err))
@@ -143,18 +146,19 @@ func (d *daemon) directServer(name string, listener *net.UnixListener) (*handoff
 	d.config = c
 	d.current.Store(c)
 	l := c.Listen[name]
-	if l == nil || l.Next != config.NextQueue {
+	if l == nil || l.Next != config.NextQueue || l.IsSMTP() {
 		return nil, reply.With(reply.BadConfig, fmt.Errorf("entrance %q is gone from the configuration", name))
 	}
-	server, _, err := d.server(c, change{path: l.Socket, to: settingsOf(c, l), add: &entrance{path: l.Socket, listener: listener}})
-	return server, err
+	ch := change{path: l.Socket, to: settingsOf(c, l), add: &entrance{path: l.Socket, listener: listener}}
+	err = d.equip(c, l, &ch)
+	return ch.server, err
 }
 
 // directEntrance is the entrance of a name, or the only one that queues.
 func directEntrance(c *config.Config, name string) (*config.Listen, error) {
 	var found []*config.Listen
 	for _, n := range sortedKeys(c.Listen) {
-		if l := c.Listen[n]; l.Next == config.NextQueue && (name == "" || name == n) {
+		if l := c.Listen[n]; l.Next == config.NextQueue && !l.IsSMTP() && (name == "" || name == n) {
 			found = append(found, l)
 		}
 	}

@@ -107,7 +107,12 @@ func startDaemon(file string, stderr io.Writer) (*daemon, error) {
 	if d.inherited, err = inheritListeners(); err != nil {
 		return nil, err
 	}
+	if err := d.openEarly(first); err != nil {
+		d.closeEarly()
+		return nil, err
+	}
 	if err := dropRoot(first); err != nil {
+		d.closeEarly()
 		return nil, err
 	}
 	if err := d.open(first); err != nil {

@@ -18,10 +18,9 @@ const firstInherited = 3
 // maxInherited bounds them.
 const maxInherited = 64
 
-// inheritListeners are the sockets that a supervisor opened for us, by their
-// paths. It takes the variables that tell of them out of the environment, and
+// inheritListeners are the sockets that a supervisor opened for us, by place. It takes the variables that tell of them out of the environment, and
 // keeps the sockets from programs that we start.
-func inheritListeners() (map[string]*net.UnixListener, error) {
+func inheritListeners() (map[string]socket, error) {
 	pid, fds := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")
 	for _, name := range []string{"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
 		os.Unsetenv(name) //nolint:errcheck // the name is right
@@ -33,7 +32,7 @@ func inheritListeners() (map[string]*net.UnixListener, error) {
 	if err != nil || n < 0 || n > maxInherited {
 		return nil, fmt.Errorf("LISTEN_FDS=%s: not a number of sockets", clean(fds))
 	}
-	handed := map[string]*net.UnixListener{}
+	handed := map[string]socket{}
 	for fd := firstInherited; fd < firstInherited+n; fd++ {
 		l, err := inherit(fd)
 		if err != nil {
@@ -45,10 +44,11 @@ func inheritListeners() (map[string]*net.UnixListener, error) {
 }
 
 // inherit makes a listener of a descriptor.
-func inherit(fd int) (*net.UnixListener, error) {
+func inherit(fd int) (socket, error) {
 	unix.CloseOnExec(fd)
-	if kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || kind != unix.SOCK_SEQPACKET {
-		return nil, errors.New("it is no sequential-packet socket: use ListenSequentialPacket= with the path of the entrance")
+	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil || kind != unix.SOCK_SEQPACKET && kind != unix.SOCK_STREAM {
+		return nil, errInherited
 	}
 	f := os.NewFile(uintptr(fd), "inherited")
 	defer f.Close()
@@ -56,14 +56,20 @@ func inherit(fd int) (*net.UnixListener, error) {
 	if err != nil {
 		return nil, err
 	}
-	u, ok := l.(*net.UnixListener)
-	if !ok {
-		l.Close()
-		return nil, errors.New("it is no Unix socket")
+	switch l := l.(type) {
+	case *net.TCPListener:
+		return l, nil
+	case *net.UnixListener:
+		l.SetUnlinkOnClose(false)
+		if kind == unix.SOCK_SEQPACKET {
+			return l, nil
+		}
 	}
-	u.SetUnlinkOnClose(false)
-	return u, nil
+	l.Close()
+	return nil, errInherited
 }
+
+var errInherited = errors.New("use ListenSequentialPacket= with the path of an entrance for the shim, or ListenStream= with the address of an SMTP server")
 
 // The states that a supervisor is told (sd_notify(3)).
 const (

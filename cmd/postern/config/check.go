@@ -32,6 +32,8 @@ var checks = []func(*loader){
 	(*loader).checkLimits,
 	(*loader).checkTaps,
 	(*loader).checkChains,
+	(*loader).checkCertificates,
+	(*loader).checkAuth,
 	(*loader).checkListeners,
 	(*loader).checkFilters,
 	(*loader).checkQueue,

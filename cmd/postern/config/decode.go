@@ -108,7 +108,7 @@ func (d *decoder) decode(n *node, path string, f *field, v reflect.Value) {
 		}
 	case t == reflect.TypeFor[time.Duration]():
 		d.duration(n, path, f, v)
-	case isText(t):
+	case isText(t) && !(isTableValue(n.value) && len(tableFields(t)) > 0):
 		d.text(n, path, f, v)
 	case v.Kind() == reflect.Slice:
 		d.list(n, path, f, v)
@@ -161,6 +161,15 @@ func (d *decoder) duration(n *node, path string, f *field, v reflect.Value) {
 // isText reports whether values of the type read themselves from text.
 func isText(t reflect.Type) bool {
 	return reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]())
+}
+
+// tableFields are the keys of a struct; of a type that reads itself from text
+// too, they are its long form.
+func tableFields(t reflect.Type) []field {
+	if t.Kind() != reflect.Struct {
+		return nil
+	}
+	return fieldsOf(t)
 }
 
 // text gives a text, or a number as text, to a type that reads itself.

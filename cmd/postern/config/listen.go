@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 	"time"
@@ -29,15 +30,24 @@ func (l *loader) checkListeners() {
 		listen := l.Listen[name]
 		listen.Name = name
 		path := "listen." + name
-		if listen.Address != "" || l.written(path+".address") {
-			l.add(l.at(path+".address"), "the SMTP server is not in this version: remove [%s], or give it a socket for the qmail-queue shim", path)
+		if l.written(path + ".address") {
+			if other := sockets[listen.Address]; other != "" {
+				l.add(l.at(path+".address"), "%s is %s, which is %s already", path+".address", show(listen.Address), other)
+			}
+			sockets[listen.Address] = path + ".address"
+			l.checkAddress(listen, path)
 			continue
+		}
+		for _, f := range fieldsOf(reflect.TypeFor[SMTP]()) {
+			if l.written(path + "." + f.name) {
+				l.add(l.at(path+"."+f.name), `%s.%s is for SMTP servers: give [%s] an address, like ":25"`, path, f.name, path)
+			}
 		}
 		if listen.Socket == "" && name == "queue" && !l.written(path+".socket") {
 			listen.Socket = DefaultQueueSocket
 		}
 		if listen.Socket == "" && !l.bad[path+".socket"] {
-			l.add(l.at(path+".socket"), "[%s] has neither socket nor address: write socket = %q for the qmail-queue shim", path, DefaultQueueSocket)
+			l.add(l.at(path+".socket"), "[%s] has neither socket nor address: write socket = %q for the qmail-queue shim, or address = \":25\" for an SMTP server", path, DefaultQueueSocket)
 			continue
 		}
 		l.checkSocket(path+".socket", listen.Socket)

@@ -43,6 +43,30 @@ type Route struct {
 	// Host is a name or an address; "" means the domain's MX.
 	Host string
 	Port uint16
+	// CutThrough is set where a client is answered with what the host answers.
+	CutThrough bool
+}
+
+// RouteTo is a route as it is written: a text, or a table.
+type RouteTo struct {
+	To         string `toml:"to" doc:"host or host:port"`
+	CutThrough bool   `toml:"cut_through" doc:"an SMTP entrance answers a message for these domains only when the host has answered it, so that its refusal is ours and nobody gets a bounce; nothing of it is queued"`
+}
+
+func (RouteTo) wants() string { return "host or host:port in quotes, or a table with to" }
+
+// String is the route as it would be written.
+func (r RouteTo) String() string {
+	if r.CutThrough {
+		return "{to = " + strconv.Quote(r.To) + ", cut_through = true}"
+	}
+	return strconv.Quote(r.To)
+}
+
+// UnmarshalText takes the short form.
+func (r *RouteTo) UnmarshalText(text []byte) error {
+	r.To = string(text)
+	return nil
 }
 
 // controlInt takes a number of the control directory as a default.
@@ -143,21 +167,25 @@ func (l *loader) checkRoutes() {
 		}
 		if server, more, _ := strings.Cut(server, "|"); more != "" {
 			l.warn(at, "names a user and password, which are not used in this version")
-			l.route(at, domain, server)
+			l.route(at, domain, RouteTo{To: server})
 			continue
 		}
-		l.route(at, domain, server)
+		l.route(at, domain, RouteTo{To: server})
 	}
 }
 
-func (l *loader) route(at place, domain, server string) {
+func (l *loader) route(at place, domain string, to RouteTo) {
 	if domain != "" && !validHost(strings.TrimPrefix(domain, ".")) {
 		l.add(at, "route: %s is no domain", show(domain))
 		return
 	}
-	r, err := parseRoute(server)
+	r, err := parseRoute(to.To)
 	if err != nil {
 		l.add(at, "route for %s: %v", show(domain), err)
+		return
+	}
+	if r.CutThrough = to.CutThrough; r.CutThrough && r.Host == "" {
+		l.add(at, "route for %s: cut_through needs a host to cut through to", show(domain))
 		return
 	}
 	domain = strings.ToLower(domain)

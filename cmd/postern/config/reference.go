@@ -75,7 +75,7 @@ func describe(keys []Key, path string, v reflect.Value) []Key {
 func (f *field) inner(v reflect.Value, name string) (_ reflect.Value, path string, ok bool) {
 	t := v.Type()
 	switch {
-	case isText(t):
+	case isText(t) && len(tableFields(t)) == 0:
 		return v, "", false
 	case t.Kind() == reflect.Struct:
 		return v, name, true
@@ -94,7 +94,7 @@ func (f *field) inner(v reflect.Value, name string) (_ reflect.Value, path strin
 		}
 		item = fresh.Elem()
 	}
-	return item, name, item.Kind() == reflect.Struct && !isText(item.Type())
+	return item, name, item.Kind() == reflect.Struct && (!isText(item.Type()) || len(tableFields(item.Type())) > 0)
 }
 
 // describe says what a key of type t takes, for the manual.
@@ -127,11 +127,17 @@ func (c *Config) Effective() []Setting {
 }
 
 func (c *Config) settings(all []Setting, path string, v reflect.Value) []Setting {
+	partial, _ := v.Interface().(partial)
 	for _, f := range fieldsOf(v.Type()) {
-		all = c.setting(all, join(path, f.name), &f, v.FieldByIndex(f.index))
+		if partial == nil || partial.applies(f.name) {
+			all = c.setting(all, join(path, f.name), &f, v.FieldByIndex(f.index))
+		}
 	}
 	return all
 }
+
+// partial is a table of which not every key means something.
+type partial interface{ applies(key string) bool }
 
 func (c *Config) setting(all []Setting, path string, f *field, v reflect.Value) []Setting {
 	t := v.Type()

@@ -63,7 +63,11 @@ type Settings struct {
 	// Mailbox has a Maildir for each address, or for @domain.
 	Mailbox map[string]string `toml:"mailbox" doc:"local mailboxes: an address, or @domain for every other address of a domain, and the path of its Maildir, in which %l stands for the local part and %d for the domain"`
 	// Route has the server for a domain, .suffix, or "" for all.
-	Route map[string]string `toml:"route" doc:"servers for domains, in place of their MX: example.org, .example.org for all below it, or an empty name for every other, and host or host:port; an empty host means the MX" unset:"control/smtproutes"`
+	Route map[string]RouteTo `toml:"route" doc:"servers for domains, in place of their MX: example.org, .example.org for all below it, or an empty name for every other, and host or host:port, or a table with the keys below; an empty host means the MX" unset:"control/smtproutes"`
+	// Certificate and ACME are about TLS, Auth about logins.
+	Certificate map[string]*Certificate `toml:"certificate" keys:"names" doc:"certificates of the SMTP entrances, a table for each"`
+	ACME        ACME                    `toml:"acme" doc:"certificates from an authority that speaks ACME (RFC 8555)"`
+	Auth        map[string]*Auth        `toml:"auth" keys:"names" doc:"what users log in by, a table for each"`
 	// Listen are the entrances, by name.
 	Listen map[string]*Listen `toml:"listen" keys:"names" doc:"the entrances, each a table with a name" unset:"one entrance, [listen.queue]"`
 	// Chain has the names of the filters of each chain, in order.
@@ -103,7 +107,6 @@ type Listen struct {
 
 	Socket     string           `toml:"socket" path:"file" doc:"the Unix socket that the qmail-queue shim calls: this makes the entrance one for the shim" unset:"/run/postern/queue.sock for [listen.queue]"`
 	SocketMode string           `toml:"socket_mode" doc:"who may call, as the socket's permissions in octal"`
-	Address    string           `toml:"address" doc:"host:port or :port to listen on: this makes the entrance an SMTP server (not in this version)"`
 	Chain      string           `toml:"chain" doc:"the chain for what comes in" unset:"inbound"`
 	Local      string           `toml:"local" doc:"the chain for callers that are not trusted: local users, cron, bounces" unset:"the same as chain"`
 	Next       string           `toml:"next" doc:"where a message goes that the chain lets through: the path of the site's own qmail-queue, queue (ours) or discard (nowhere, for measuring)" unset:"queue, where the queue is built in"`
@@ -112,13 +115,15 @@ type Listen struct {
 	Dialect    wire.Dialect     `toml:"dialect" doc:"how the caller's qmail wants a refusal worded: auto, netqmail (fd 4), notqmail (fd 6), sagredo (fd 4 or ERROR_FD), indimail (fd 2 or ERROR_FD, exit 88), none (plain exit codes, as for mailfront)"`
 	Slow       time.Duration    `toml:"slow" doc:"how long the shim waits for an answer once it has handed the message over; longer than the deadline of its chains" unset:"a minute more than that deadline"`
 
+	SMTP
+
 	mode uint32
 }
 
 // Mode is the permissions of the socket.
 func (l *Listen) Mode() uint32 { return l.mode }
 
-func (l *Listen) prepare() { *l = Listen{SocketMode: "0666"} }
+func (l *Listen) prepare() { *l = Listen{SocketMode: "0666", SMTP: prepareSMTP()} }
 
 // ChainOptions is a table [chain_options.NAME].
 type ChainOptions struct {
@@ -157,6 +162,7 @@ func defaults() Settings {
 		Limits: Limits{Recipients: 100_000, Head: message.DefaultMaxHead, Fields: message.DefaultMaxFields, Sessions: 500},
 		Admin:  Admin{Socket: DefaultAdminSocket},
 		Queue:  Queue{Lifetime: schedule.DefaultLifetime, Retry: "qmail", Remote: 200, Local: 10, Domain: schedule.DefaultSiteLimit, LowSpace: 256 << 20},
+		ACME:   ACME{Directory: "https://acme-v02.api.letsencrypt.org/directory", Address: ":80", Fallback: "none"},
 		Bounce: Bounce{Format: "mime", External: "verified", MaxOriginal: dsn.DefaultMaxOriginal, Warn: 4 * time.Hour},
 	}
 }
