@@ -17,6 +17,7 @@ type conclusion struct {
 	now      time.Time
 	states   []store.SetState
 	outcomes []schedule.Outcome
+	attempts Attempts
 	done     uint32
 	failed   []store.SetState // recipients given up by this delivery
 	late     bool             // some are deferred, and the sender is to be told
@@ -50,6 +51,8 @@ func (q *Queue) conclude(b schedule.Batch, t *track, l *loaded, started time.Tim
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.land(c.now, b, t, health, c.outcomes)
+	c.attempts.add(q.attempts[b.Channel])
+	q.attempts[b.Channel] = c.attempts
 	switch {
 	case removed || t.removed:
 		t.removed = true
@@ -78,7 +81,7 @@ func (c *conclusion) judge(b schedule.Batch, started time.Time, results []Result
 		case r.Reply.Class == reply.Success:
 			s.Status = store.Delivered
 			c.done++
-			q.counters.delivered.Add(1)
+			c.attempts.Delivered++
 		case r.Reply.Class == reply.Permanent || expired:
 			s.Status = store.Failed
 			if r.Reply.Class != reply.Permanent {
@@ -86,13 +89,13 @@ func (c *conclusion) judge(b schedule.Batch, started time.Time, results []Result
 			}
 			c.done++
 			c.failed = append(c.failed, store.SetState{ID: store.ID(b.ID), Recipient: b.Recipients[i], State: s})
-			q.counters.failed.Add(1)
+			c.attempts.Failed++
 		default:
 			s.Status = store.Deferred
 			s.Due = backoff.Next(birth, c.now, int(s.Attempts), q.o.Rand)
 			c.outcomes[i] = schedule.Outcome{Deferred: true, Due: s.Due}
 			c.late = c.late || !warned && q.mayWarn(c.l.message, c.now)
-			q.counters.deferred.Add(1)
+			c.attempts.Deferred++
 		}
 		c.states[i] = store.SetState{ID: store.ID(b.ID), Recipient: b.Recipients[i], State: s}
 	}

@@ -135,6 +135,8 @@ type Queue struct {
 	tracks map[store.ID]*track
 	idle   []*track // those kept without users, the longest idle first
 	owing  owing
+	// attempts counts since the queue was opened, by channel.
+	attempts map[string]Attempts
 	// state is whether the queue has been started, and closed.
 	state state
 
@@ -169,8 +171,8 @@ func Open(o Options) (*Queue, error) {
 	}
 	q := &Queue{
 		o: o, channels: map[string]Channel{}, many: map[store.ID]tally{}, tracks: map[store.ID]*track{},
-		owing: owing{pending: map[store.ID]struct{}{}},
-		kick:  make(chan struct{}, 1), remind: make(chan struct{}, 1), settles: make(chan struct{}, settleSlots),
+		owing: owing{pending: map[store.ID]struct{}{}}, attempts: map[string]Attempts{},
+		kick: make(chan struct{}, 1), remind: make(chan struct{}, 1), settles: make(chan struct{}, settleSlots),
 	}
 	so := schedule.Options{SiteLimit: o.SiteLimit}
 	for _, c := range o.Channels {
@@ -178,6 +180,7 @@ func Open(o Options) (*Queue, error) {
 			return nil, fmt.Errorf("queue: channel %q has no exit", c.Name)
 		}
 		q.channels[c.Name] = c
+		q.attempts[c.Name] = Attempts{}
 		so.Channels = append(so.Channels, schedule.Channel{Name: c.Name, Limit: c.Limit})
 	}
 	q.schedule = schedule.New(so)

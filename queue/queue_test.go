@@ -27,7 +27,7 @@ func TestDeliver(t *testing.T) {
 			}
 		}
 		st, err := r.Stats()
-		if err != nil || st.Submitted != 1 || st.Delivered != 3 || st.Removed != 1 || st.Messages != 0 {
+		if err != nil || st.Submitted != 1 || st.Delivered != 3 || st.ByChannel["remote"] != (Attempts{Delivered: 3}) || st.Removed != 1 || st.Messages != 0 {
 			t.Errorf("%+v %v", st, err)
 		}
 	})

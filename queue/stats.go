@@ -16,8 +16,17 @@ import (
 // it holds.
 type counters struct {
 	messages, submitted, removed, deleted, held, discarded atomic.Int64
-	delivered, deferred, failed                            atomic.Int64
 	reports                                                [dsn.Kinds]atomic.Int64
+}
+
+// Attempts are numbers of attempts at delivery, each for one recipient, by what
+// came of them.
+type Attempts struct{ Delivered, Deferred, Failed int64 }
+
+func (a *Attempts) add(b Attempts) {
+	a.Delivered += b.Delivered
+	a.Deferred += b.Deferred
+	a.Failed += b.Failed
 }
 
 // Stats is the queue at a glance.
@@ -31,10 +40,13 @@ type Stats struct {
 	Channels []schedule.ChannelInfo
 	// What follows counts since the queue was opened. Submitted, Removed, Deleted
 	// (by operators), Held (undeliverable, with a sender who must not be told) and
-	// Discarded (triple bounces) are messages; Delivered, Deferred and Failed are
-	// attempts for one recipient.
+	// Discarded (triple bounces) are messages; the Attempts are those of all
+	// channels together.
 	Submitted, Removed, Deleted, Held, Discarded int64
-	Delivered, Deferred, Failed                  int64
+	Attempts
+	// ByChannel are the attempts of each channel, by its name: of those that
+	// Options.Channels names, and of any other that mail was routed to.
+	ByChannel map[string]Attempts
 	// Reports are the reports sent, by kind.
 	Reports [dsn.Kinds]int64
 }
@@ -44,13 +56,17 @@ func (q *Queue) Stats() (Stats, error) {
 	c := &q.counters
 	s := Stats{
 		Messages: c.messages.Load(), Submitted: c.submitted.Load(), Removed: c.removed.Load(), Deleted: c.deleted.Load(), Held: c.held.Load(),
-		Discarded: c.discarded.Load(), Delivered: c.delivered.Load(), Deferred: c.deferred.Load(), Failed: c.failed.Load(),
+		Discarded: c.discarded.Load(), ByChannel: map[string]Attempts{},
 	}
 	for i := range s.Reports {
 		s.Reports[i] = c.reports[i].Load()
 	}
 	q.mu.Lock()
 	s.Channels = q.schedule.Channels()
+	for name, n := range q.attempts {
+		s.ByChannel[name] = n
+		s.add(n)
+	}
 	q.mu.Unlock()
 	for _, in := range s.Channels {
 		s.Recipients.Queued += in.Queued
@@ -70,6 +86,15 @@ func (q *Queue) Stats() (Stats, error) {
 		err = nil
 	}
 	return s, err
+}
+
+// SiteOf is the site to which mail for a domain goes by a channel; "" if the
+// queue has none.
+func (q *Queue) SiteOf(channel, domain string) string {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	name, _ := q.schedule.SiteOf(channel, domain)
+	return name
 }
 
 // Sites tells about the sites that have mail or had some lately, by name.

@@ -97,10 +97,12 @@ var metrics = [...]struct {
 			say(float64(max(c.Limit, 0)), c.Name)
 		}
 	})},
-	{"postern_queue_deliveries_total", "status", "attempts at delivery, each for one recipient: delivered, deferred or failed", ofQueue(func(s *queue.Stats, say say) {
-		say(float64(s.Delivered), "delivered")
-		say(float64(s.Deferred), "deferred")
-		say(float64(s.Failed), "failed")
+	{"postern_queue_deliveries_total", "channel status", "attempts at delivery, each for one recipient: delivered, deferred or failed", ofQueue(func(s *queue.Stats, say say) {
+		for channel, n := range s.ByChannel {
+			say(float64(n.Delivered), channel, "delivered")
+			say(float64(n.Deferred), channel, "deferred")
+			say(float64(n.Failed), channel, "failed")
+		}
 	})},
 	{"postern_queue_submitted_total", "", "messages taken into the queue", ofQueue(func(s *queue.Stats, say say) { say(float64(s.Submitted)) })},
 	{"postern_queue_removed_total", "", "messages that were done with", ofQueue(func(s *queue.Stats, say say) { say(float64(s.Removed)) })},

@@ -298,7 +298,7 @@ var counted = [...]struct {
 }{
 	{"status", func(_ *queue.View, r *queue.Recipient) string { return r.Status.String() }},
 	{"domain", waiting(func(r *queue.Recipient) string { return cmp.Or(r.Domain, "(none)") })},
-	{bySite, nil}, // the schedule knows
+	{bySite, nil}, // the queue's schedule knows
 	{"sender", func(v *queue.View, _ *queue.Recipient) string { return "<" + v.Envelope.Sender + ">" }},
 	{"channel", waiting(func(r *queue.Recipient) string { return r.Channel })},
 	{"hold", func(v *queue.View, _ *queue.Recipient) string { return holder(v.Hold) }},
@@ -345,17 +345,18 @@ func (d queueDoor) count(_ http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if by == bySite {
-		if q.match.rule != nil {
-			return nil, errors.New("sites cannot be counted by a rule: count domains")
-		}
+	if by == bySite && q.match.rule == nil {
 		return top(api.QueueCounts{By: by, Names: d.countSites()}, q.most), nil
 	}
 	i := slices.Index(CountBy(), by)
 	if i < 0 {
 		return nil, fmt.Errorf("the queue can be counted by %s; not by %q", strings.Join(CountBy(), ", "), by)
 	}
-	c, err := d.countNames(r.Context(), counted[i].name, q.match)
+	name := counted[i].name
+	if by == bySite {
+		name = waiting(func(r *queue.Recipient) string { return d.Queue.SiteOf(r.Channel, r.Domain) })
+	}
+	c, err := d.countNames(r.Context(), name, q.match)
 	c.By = by
 	return top(c, q.most), err
 }

@@ -199,7 +199,7 @@ type QueueChanged struct {
 type QueueCounts struct {
 	By string `json:"by"`
 	// Messages and Recipients are those that were counted, under whatever name;
-	// not told where By is site.
+	// not told where By is site and no rule was given.
 	Messages   int `json:"messages"`
 	Recipients int `json:"recipients"`
 	// Names have the most recipients first.
@@ -215,7 +215,7 @@ type QueueCounts struct {
 type QueueCount struct {
 	Name string `json:"name"`
 	// Messages are those with a recipient under this name; not told where the
-	// names are sites.
+	// names are sites and no rule was given.
 	Messages   int `json:"messages,omitempty"`
 	Recipients int `json:"recipients"`
 }
