@@ -64,7 +64,7 @@ func (d *daemon) open(first *config.Config) (err error) {
 		return err
 	}
 	if wantsQueue(first) {
-		if d.engine, err = openEngine(first, d.resolver, d.log); err != nil {
+		if d.engine, err = openEngine(first, d.resolver, &d.chains, d.log); err != nil {
 			return err
 		}
 		d.spool = d.engine.store

@@ -14,8 +14,10 @@ import (
 	"time"
 
 	"github.com/postern-mta/postern/cmd/postern/config"
+	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/envelope"
 	"github.com/postern-mta/postern/pipeline/message"
+	"github.com/postern-mta/postern/pipeline/reply"
 	"github.com/postern-mta/postern/pipeline/resolve"
 	wire "github.com/postern-mta/postern/pipeline/smtp"
 	"github.com/postern-mta/postern/queue"
@@ -37,6 +39,7 @@ type engine struct {
 	config atomic.Pointer[config.Config]
 	store  *pebble.Store
 	queue  *queue.Queue
+	remote *smtp.Exit
 }
 
 // queueDir is where the queue lives in the state directory.
@@ -64,14 +67,14 @@ func newResolver(c *config.Config) (*resolve.Resolver, error) {
 
 // openEngine opens the store and makes the queue; nothing is delivered before
 // it is started.
-func openEngine(c *config.Config, resolver *resolve.Resolver, log *slog.Logger) (*engine, error) {
+func openEngine(c *config.Config, resolver *resolve.Resolver, chains *pipeline.Generations, log *slog.Logger) (*engine, error) {
 	e := &engine{}
 	e.config.Store(c)
 	var err error
 	if e.store, err = openStore(c, log); err != nil {
 		return nil, err
 	}
-	if e.queue, err = e.newQueue(c, resolver, log); err != nil {
+	if e.queue, err = e.newQueue(c, resolver, chains, log); err != nil {
 		e.store.Close()
 		return nil, err
 	}
@@ -92,9 +95,9 @@ func openStore(c *config.Config, log *slog.Logger) (*pebble.Store, error) {
 	return s, nil
 }
 
-func (e *engine) newQueue(c *config.Config, resolver *resolve.Resolver, log *slog.Logger) (*queue.Queue, error) {
-	remote, err := smtp.New(smtp.Options{Resolver: resolver, Routes: e.route, Hello: c.Hostname, Self: e.isSelf, Log: log})
-	if err != nil {
+func (e *engine) newQueue(c *config.Config, resolver *resolve.Resolver, chains *pipeline.Generations, log *slog.Logger) (*queue.Queue, error) {
+	var err error
+	if e.remote, err = smtp.New(smtp.Options{Resolver: resolver, Routes: e.route, Hello: c.Hostname, Self: e.isSelf, Log: log}); err != nil {
 		return nil, err
 	}
 	mailboxes, err := local.New(local.Options{Dir: "/", Hostname: c.Hostname, Log: log, Mailboxes: e.mailbox, Serves: e.hasMailboxes})
@@ -103,9 +106,10 @@ func (e *engine) newQueue(c *config.Config, resolver *resolve.Resolver, log *slo
 	}
 	return queue.Open(queue.Options{
 		Store: e.store, Spool: e.store, Log: log, Now: time.Now, Host: c.Hostname, Route: e.channel,
+		Prepare:   departure{chains, log, e.holdLater(log)}.prepare,
 		SiteLimit: c.Queue.Domain, Lifetime: c.Queue.Lifetime,
 		Channels: []queue.Channel{
-			{Name: remoteChannel, Exit: remoteExit{remote}, Backoff: c.Queue.Backoff(), Limit: limit(c.Queue.Remote)},
+			{Name: remoteChannel, Exit: remoteExit{e.remote}, Backoff: c.Queue.Backoff(), Limit: limit(c.Queue.Remote)},
 			{Name: localChannel, Exit: localExit{mailboxes}, Backoff: schedule.Qmail(schedule.QmailLocal), Limit: limit(c.Queue.Local)},
 		},
 		Bounce: queue.Bounce{
@@ -192,8 +196,18 @@ type remoteExit struct{ exit *smtp.Exit }
 func (x remoteExit) Deliver(ctx context.Context, j *queue.Job) ([]queue.Result, schedule.Health) {
 	job := &smtp.Job{Domain: j.Domain, Envelope: j.Envelope, Content: j.Message}
 	if j.Prepare != nil {
+		var made []message.Message
+		defer func() {
+			for _, m := range made {
+				m.Body().Release() //nolint:errcheck // the spool sweeps what is left behind
+			}
+		}()
 		job.Prepare = func(ctx context.Context, can wire.Capabilities) (message.Message, error) {
-			return j.Prepare(ctx, j.Domain, formFor(can))
+			m, err := j.Prepare(ctx, j.Domain, formFor(can))
+			if err == nil {
+				made = append(made, m)
+			}
+			return m, err
 		}
 	}
 	got := x.exit.Deliver(ctx, job)
@@ -226,7 +240,18 @@ type localExit struct{ exit *local.Exit }
 // Deliver delivers to each recipient's Maildir.
 func (x localExit) Deliver(ctx context.Context, j *queue.Job) ([]queue.Result, schedule.Health) {
 	all := make([]queue.Result, len(j.Envelope.Recipients))
-	for i, r := range x.exit.Deliver(ctx, j.Envelope, j.Message) {
+	m := j.Message
+	if j.Prepare != nil {
+		var err error
+		if m, err = j.Prepare(ctx, "", message.UTF8); err != nil {
+			for i := range all {
+				all[i] = queue.Result{Reply: reply.Of(err), Where: "local"}
+			}
+			return all, schedule.Unchanged
+		}
+		defer m.Body().Release() //nolint:errcheck // the spool sweeps what is left behind
+	}
+	for i, r := range x.exit.Deliver(ctx, j.Envelope, m) {
 		all[i] = queue.Result{Reply: r, Where: "local"}
 	}
 	return all, schedule.Succeeded

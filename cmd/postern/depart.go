@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/postern-mta/postern/cmd/postern/config"
+	"github.com/postern-mta/postern/pipeline"
+	"github.com/postern-mta/postern/pipeline/message"
+	"github.com/postern-mta/postern/pipeline/reply"
+	"github.com/postern-mta/postern/queue"
+	"github.com/postern-mta/postern/queue/store"
+)
+
+// departure runs the chain "delivery" on what leaves, whoever queued it.
+type departure struct {
+	chains *pipeline.Generations
+	log    *slog.Logger
+	// hold holds a message that a filter wants to see held.
+	hold func(id store.ID, h store.Hold)
+}
+
+// prepare is queue.Options.Prepare. The message that it gives is released by
+// the exit.
+func (d departure) prepare(ctx context.Context, j *queue.Job, host string, form message.Form) (message.Message, error) {
+	g := d.chains.Acquire()
+	if g == nil {
+		return message.Message{}, reply.With(reply.Trouble, errors.New("no configuration is in force"))
+	}
+	defer g.Release() //nolint:errcheck // closing filters is logged by whoever replaced them
+	chain := g.Chain(config.DeliveryChain)
+	if chain == nil || !chain.JudgesAt(pipeline.AtDelivery) {
+		j.Message.Body().Retain()
+		return j.Message, nil
+	}
+	origin, err := pipeline.DecodeOrigin(j.Origin)
+	if err != nil {
+		// Who sent it is not known, so nothing of ours vouches for it.
+		d.log.Error("a message's origin cannot be read; it leaves as a stranger's", "id", j.ID.String(), "error", err)
+		origin = pipeline.Origin{Standing: pipeline.Stranger.String(), UID: -1}
+	}
+	m, fate, trace := chain.Deliver(ctx, &pipeline.Delivery{ID: j.ID.String(), Envelope: j.Envelope, Origin: origin, Host: host, Form: form}, j.Message)
+	d.log.Info("leaving", "id", j.ID.String(), "host", host, "action", fate.Action.String(), "filter", fate.Filter, "reason", fate.Reason, "filters", ran(trace))
+	if fate.Action == pipeline.Continue || fate.Action == pipeline.Accept {
+		return m, nil
+	}
+	m.Body().Release() //nolint:errcheck // the spool sweeps what is left behind
+	answer := fate.Reply
+	if fate.Action == pipeline.Quarantine {
+		d.hold(j.ID, store.Hold{Reason: fate.Reason, Filter: fate.Filter, Since: time.Now()})
+		answer = reply.Deferred
+	}
+	return message.Message{}, reply.With(answer, fmt.Errorf("filter %s: %s: %s", fate.Filter, fate.Action, fate.Reason))
+}
+
+// ran lists the filters that ran, with what they said.
+func ran(trace pipeline.Trace) []string {
+	var all []string
+	for _, e := range trace {
+		switch {
+		case e.Err != "":
+			all = append(all, e.Filter+"=error")
+		case e.Action != "":
+			all = append(all, e.Filter+"="+e.Action)
+		}
+	}
+	return all
+}
+
+// holdLater holds a message once the attempt that asks for it is over.
+func (e *engine) holdLater(log *slog.Logger) func(id store.ID, h store.Hold) {
+	return func(id store.ID, h store.Hold) {
+		go func() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			if _, err := e.queue.Hold(ctx, queue.Selection{IDs: []store.ID{id}}, h); err != nil {
+				log.Error("a message that a filter wants held is not; it is deferred and will be judged again", "id", id.String(), "filter", h.Filter, "error", err)
+			}
+		}()
+	}
+}
