@@ -43,8 +43,9 @@ type opened struct {
 // it shares nothing that changes.
 type call struct {
 	question
-	mine     Transaction // what question.tx points to
-	exit     Delivery    // what question.delivery points to
+	ctx      context.Context // of the call, bounded by its time
+	mine     Transaction     // what question.tx points to
+	exit     Delivery        // what question.delivery points to
 	chain    *Chain
 	step     *step
 	instance Instance // nil: to be opened
@@ -97,8 +98,9 @@ func (j *Judge) ask(ctx context.Context, i int, c *call, shadow bool) (Verdict, 
 	c.instance = o.instance
 	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	c.ctx = limited
 	c.message.Body().Retain()
-	if !j.within(task{func() { c.work(limited) }, c.late}, limited.Done(), nil) {
+	if !j.chain.crew.within(c, limited.Done(), nil) {
 		o.stuck = true
 		c.step.overrun.Add(1)
 		c.log(slog.LevelWarn, "filter overran its time", slog.Duration("timeout", timeout))
@@ -124,8 +126,8 @@ func (c *call) tooLate(ctx context.Context, timeout time.Duration, err error) er
 	return fmt.Errorf("no answer within %v", timeout)
 }
 
-// work is the call itself.
-func (c *call) work(ctx context.Context) {
+// do is the call itself.
+func (c *call) do() {
 	returned := false
 	defer func() {
 		if p := recover(); p != nil {
@@ -139,7 +141,7 @@ func (c *call) work(ctx context.Context) {
 		c.message.Body().Release() //nolint:errcheck // the spool sweeps what is left behind
 	}()
 	if c.instance == nil {
-		if c.instance, c.err = c.step.Filter.Open(ctx, c.session); c.err == nil && c.instance == nil {
+		if c.instance, c.err = c.step.Filter.Open(c.ctx, c.session); c.err == nil && c.instance == nil {
 			c.err = errNothing
 		}
 		if c.err != nil {
@@ -147,7 +149,7 @@ func (c *call) work(ctx context.Context) {
 			return
 		}
 	}
-	c.verdict, c.err = calls[c.stage](ctx, c.instance, &c.question)
+	c.verdict, c.err = calls[c.stage](c.ctx, c.instance, &c.question)
 	returned = true
 }
 
@@ -230,43 +232,5 @@ func (c *Chain) tidy(filter, doing string, f func() error) {
 	}()
 	if err := f(); err != nil {
 		c.o.Log.Warn("filter failed to "+doing, "filter", filter, "err", err)
-	}
-}
-
-// closeAll closes the instances of a session. One that does not end is left to
-// itself.
-func (j *Judge) closeAll() {
-	t := time.NewTimer(tidyTime)
-	defer t.Stop()
-	for i := range j.opened {
-		if o := &j.opened[i]; o.instance != nil && !o.stuck {
-			name := j.chain.steps[i].Name
-			if !j.within(task{func() { j.chain.closeInstance(name, o.instance) }, func() {}}, nil, t.C) {
-				j.chain.o.Log.Warn("filter does not close", "filter", name)
-				t.Reset(grace) // those after it get a moment each
-			}
-		}
-	}
-}
-
-// resetAll resets the instances that want it. What could not be opened may be
-// tried again.
-func (j *Judge) resetAll() {
-	t := time.NewTimer(tidyTime)
-	defer t.Stop()
-	for i := range j.opened {
-		o, name := &j.opened[i], j.chain.steps[i].Name
-		o.err = nil
-		r, ok := o.instance.(Resetter)
-		if !ok || o.stuck {
-			continue
-		}
-		instance := o.instance
-		reset := func() { j.chain.tidy(name, "reset", func() error { r.Reset(); return nil }) }
-		if !j.within(task{reset, func() { j.chain.closeInstance(name, instance) }}, nil, t.C) {
-			o.stuck = true
-			j.chain.o.Log.Warn("filter does not reset", "filter", name)
-			t.Reset(grace)
-		}
 	}
 }

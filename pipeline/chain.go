@@ -99,12 +99,14 @@ type ChainOptions struct {
 }
 
 // Chain is an ordered list of filters. It does not change and is safe for
-// concurrent use.
+// concurrent use. The goroutines that make its calls outlast them for a moment,
+// unless the chain is closed.
 type Chain struct {
 	name  string
 	o     ChainOptions
 	steps []step
 	at    [Stages][]int // the steps that judge at a stage
+	crew  crew
 }
 
 // step is a Step with what the chain knows of it.
@@ -197,11 +199,12 @@ func (c *Chain) JudgesAt(s Stage) bool { return len(c.at[s]) > 0 }
 func (c *Chain) Close() error { return closeFilters(c) }
 
 // closeFilters closes the filters of chains, one that stands in several places
-// once.
+// once, and lets the chains' workers go.
 func closeFilters(chains ...*Chain) error {
 	var errs []error
 	closed := map[any]bool{}
 	for _, c := range chains {
+		c.crew.dismiss()
 		for i := range c.steps {
 			f := c.steps[i].Filter
 			closer, ok := f.(io.Closer)

@@ -237,6 +237,7 @@ func newChain(t testing.TB, o ChainOptions, steps ...Step) *Chain {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(c.crew.dismiss) // within a bubble of time nobody else ends its workers
 	return c
 }
 

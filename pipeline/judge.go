@@ -20,8 +20,7 @@ type Judge struct {
 	symbols []Symbol
 	trace   Trace
 	// kept is how much of the trace, results and symbols belongs to the session.
-	kept   struct{ trace, results, symbols int }
-	worker *worker // nil until there is something to do
+	kept struct{ trace, results, symbols int }
 	// idle is the time that filters in shadow took of the transaction's.
 	idle time.Duration
 }
@@ -53,7 +52,6 @@ func (c *Chain) Begin() *Judge {
 func (j *Judge) Close() {
 	j.closeAll()
 	j.opened = nil
-	j.dismiss()
 }
 
 // Reset forgets the transaction, as RSET does, and keeps the session.

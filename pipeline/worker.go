@@ -5,19 +5,22 @@ import (
 	"time"
 )
 
-// worker is the goroutine that makes a session's calls, so that the judge can
-// stop waiting for one that does not end. It makes one after the other; one that
-// is given up ends with its call, and the judge goes on with another.
+// worker is a goroutine that makes a judge's calls, so that the judge can stop
+// waiting for one that does not end. It makes one after the other, for this
+// session or that; one whose call is given up ends with it.
 type worker struct {
-	tasks chan task
+	jobs  chan job
 	done  chan struct{}
 	state atomic.Int32
-	dead  bool // set before done is told, by a task that ended the goroutine
+	dead  bool // set before done is told, by a job that ended the goroutine
 }
 
-// task is something to do, and what is to be done at its end if nobody waits
-// for it any more.
-type task struct{ do, late func() }
+// job is something to do, and what is to be done at its end if nobody waits for
+// it any more.
+type job interface {
+	do()
+	late()
+}
 
 // The states of a worker, as far as judge and worker contend for them.
 const (
@@ -26,45 +29,50 @@ const (
 	givenUp
 )
 
+func newWorker() *worker {
+	// There is room for a job and for the news of its end, so that neither side
+	// waits for the other to listen.
+	w := &worker{jobs: make(chan job, 1), done: make(chan struct{}, 1)}
+	go w.run()
+	return w
+}
+
 func (w *worker) run() {
-	for t := range w.tasks {
-		if !w.make(t) {
+	for j := range w.jobs {
+		if !w.make(j) {
 			return
 		}
 	}
 }
 
-// make does a task, and reports whether there may be another.
-func (w *worker) make(t task) (more bool) {
+// make does a job, and reports whether there may be another.
+func (w *worker) make(j job) (more bool) {
 	returned := false
 	defer func() {
 		w.dead = !returned
 		if w.state.CompareAndSwap(busy, idle) {
 			w.done <- struct{}{}
 		} else {
-			t.late()
+			j.late()
 			more = false
 		}
 	}()
-	t.do()
+	j.do()
 	returned = true
 	return true
 }
 
-// within does a task and waits for its end until one of the channels tells that
-// the time is over, and a moment longer. It reports whether the task has ended.
-func (j *Judge) within(t task, over <-chan struct{}, late <-chan time.Time) bool {
-	w := j.worker
-	if w == nil {
-		w = &worker{tasks: make(chan task), done: make(chan struct{}, 1)}
-		j.worker = w
-		go w.run()
-	}
+// within has a worker do a job and waits for its end until one of the channels
+// tells that the time is over, and a moment longer. It reports whether the job
+// has ended.
+func (c *crew) within(j job, over <-chan struct{}, late <-chan time.Time) bool {
+	w := c.hire()
 	w.state.Store(busy)
-	w.tasks <- t
+	w.jobs <- j
 	select {
 	case <-w.done:
-		return j.ended()
+		c.rest(w)
+		return true
 	case <-over:
 	case <-late:
 	}
@@ -72,28 +80,14 @@ func (j *Judge) within(t task, over <-chan struct{}, late <-chan time.Time) bool
 	defer moment.Stop()
 	select {
 	case <-w.done:
-		return j.ended()
+		c.rest(w)
+		return true
 	case <-moment.C:
 	}
 	if w.state.CompareAndSwap(busy, givenUp) {
-		j.worker = nil
 		return false
 	}
 	<-w.done
-	return j.ended()
-}
-
-func (j *Judge) ended() bool {
-	if j.worker.dead {
-		j.worker = nil
-	}
+	c.rest(w)
 	return true
-}
-
-// dismiss ends the worker.
-func (j *Judge) dismiss() {
-	if j.worker != nil {
-		close(j.worker.tasks)
-		j.worker = nil
-	}
 }
