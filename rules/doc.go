@@ -1,6 +1,8 @@
 // Package rules is the language in which an administrator says "when": a condition over named facts, compiled once and
 // matched for every message, with an answer to "why did it match?". It also holds the lists that a qmail administrator
-// already has: control file lines, domain lists in the manner of rcpthosts, and control/taps.
+// already has: control file lines, domain lists in the manner of rcpthosts, address lists in that of badmailfrom,
+// control/taps, tcprules in source and compiled, and the constant databases (cdb) in which qmail keeps its larger lists.
+// Files that are read again when they change leave the old content in force where the new one is broken.
 //
 // The package knows strings and named facts, nothing of mail or queues: the caller declares a [Schema] and hands over
 // values through [Facts], by name, only when a rule asks for them.
@@ -32,6 +34,7 @@
 // # Promises
 //
 // A rule never panics: a missing or mistyped fact, or a fact function that panics, is an error of Match, and it is for the
-// caller to decide what a rule without an answer means. Errors are one clean line. A [Rule], a [Tap] and a [DomainList]
-// are safe for concurrent use.
+// caller to decide what a rule without an answer means. Errors are one clean line. Whatever a
+// [CDB] holds, it is read within its bounds. A [Rule], a [Tap], the lists, the databases and the files are safe for
+// concurrent use.
 package rules
