@@ -149,11 +149,14 @@ func lookUpAddress(list map[string]string, address string) (string, bool) {
 	return line, ok
 }
 
+// KeySet is a set of strings, as [CDB] and [CDBFile] are.
+type KeySet interface {
+	Has(key string) (bool, error)
+}
+
 // MatchDomain looks a domain up in a set of keys as [DomainList.Match] does in its list: itself, then its suffixes from
 // each dot on. This is morercpthosts.cdb (rcpthosts.c); keys are lower-case there.
-func MatchDomain(keys interface {
-	Has(key string) (bool, error)
-}, domain string) (entry string, ok bool, err error) {
+func MatchDomain(keys KeySet, domain string) (entry string, ok bool, err error) {
 	if domain = lowerASCII(domain); domain == "" {
 		return "", false, nil
 	}

@@ -84,6 +84,7 @@ func TestCustomText(t *testing.T) {
 var rows = []Reply{
 	OK, Refused, Deferred, Trouble, AddressTooLong, BadAddress, TooManyRecipients, TooBig, HeadTooBig, BadLines,
 	Loop, ReadError, BadEnvelope, TimedOut, NoSpace, NoMemory, BadConfig, NoQueueFile, Internal, Crashed, CannotExec,
+	RelayDenied, ClientDenied, SenderDenied,
 }
 
 func TestRowsAgreeInEveryTongue(t *testing.T) {

@@ -65,6 +65,13 @@ var (
 	// Loop: too many hops (RFC 5321 §6.3).
 	Loop = Reply{Permanent, 554, Enhanced{4, 6}, "too many hops, this message is looping", 31}
 
+	// RelayDenied: a stranger sends to a domain that is not ours, or through us.
+	RelayDenied = Reply{Permanent, 550, Enhanced{7, 1}, "relaying denied", 31}
+	// ClientDenied: the rules have no service for this client's address.
+	ClientDenied = Reply{Permanent, 554, Enhanced{7, 1}, "no mail service here for your address", 31}
+	// SenderDenied: the envelope sender is on badmailfrom.
+	SenderDenied = Reply{Permanent, 553, Enhanced{7, 1}, "mail from this sender is not accepted here", 31}
+
 	// ReadError: message or envelope ended early or could not be read.
 	ReadError = Reply{Temporary, 451, Enhanced{3, 0}, "could not read the whole message", 54}
 	// BadEnvelope: the envelope breaks the format of qmail-queue.8.
