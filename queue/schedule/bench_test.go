@@ -3,6 +3,7 @@ package schedule
 import (
 	"container/heap"
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"runtime"
 	"runtime/debug"
@@ -324,6 +325,44 @@ func BenchmarkFullSite(b *testing.B) {
 		b.ReportMetric(float64(beside.Nanoseconds()), "ns/add+take+done")
 		b.ReportMetric(beside.Seconds()/alone.Seconds(), "x-empty")
 	}
+}
+
+// BenchmarkLook looks at a schedule of a million recipients: at those of one
+// message, at all sites, channels, and recipients, and checks everything.
+func BenchmarkLook(b *testing.B) {
+	l := newLoad()
+	s := l.ours().(*Schedule)
+	for _, c := range []struct {
+		name string
+		look func(i int) int
+	}{
+		{"message", func(i int) int { return count(s.Items(Select{ID: l.ids[i*7919%benchRecipients]})) }},
+		{"sites", func(int) int { return count(s.Sites(epoch)) }},
+		{"channels", func(int) int { return len(s.Channels()) }},
+		{"recipients", func(int) int { return count(s.Items(Select{})) }},
+		{"check", func(int) int {
+			if err := s.Check(); err != nil {
+				b.Error(err)
+			}
+			return 1
+		}},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			i := 0
+			for b.Loop() {
+				if i++; c.look(i) == 0 {
+					b.Fatal("there is nothing")
+				}
+			}
+		})
+	}
+}
+
+func count[T any](all iter.Seq[T]) (n int) {
+	for range all {
+		n++
+	}
+	return n
 }
 
 // BenchmarkEdit holds and releases one message among a million.

@@ -5,9 +5,10 @@
 // argument. A time less than a minute before the latest one counts as that; a
 // clock that is set back further makes mail wait. A Schedule has no lock: its
 // owner serialises the calls. It keeps no message text, only numbers and the
-// names of domains and sites. Recipients are 28 bytes in large chunks without
-// pointers, so that a million of them over a hundred thousand sites cost about
-// seventy bytes each, all included, and little in a garbage collection.
+// names of domains and sites. Recipients are 36 bytes in large chunks without
+// pointers, and four in an index by message, so that a million of them over a
+// hundred thousand sites cost about eighty bytes each, all included, and little
+// in a garbage collection.
 //
 // # Terms
 //

@@ -9,7 +9,9 @@ import (
 // A Select chooses recipients. Every field that is not zero must agree; the
 // zero value chooses all.
 type Select struct {
-	ID      uint64
+	ID uint64
+	// IDs are several messages, each once; nil chooses those of all.
+	IDs     []uint64
 	Channel string
 	Site    string // to which the domain belongs now
 	Domain  string
@@ -22,8 +24,9 @@ func One(id uint64, recipient uint32) Select {
 	return Select{ID: id, Match: func(i Item) bool { return i.Recipient == recipient }}
 }
 
-// Each edit looks at every recipient once: some milliseconds for a million. To
-// change many, make one call with a Match.
+// An edit of messages that are named looks at their recipients, and at all that
+// is queued for the same domains; any other looks at every recipient once: some
+// milliseconds for a million. To change many, make one call.
 
 // Remove forgets recipients and returns how many. Those in flight stay until
 // their batch ends, and then do not come back.
@@ -36,7 +39,7 @@ func (s *Schedule) Remove(sel Select) int {
 		case sl.flags&slotHeld != 0:
 			s.lanes.at(sl.lane).held--
 		}
-		s.slots.put(i)
+		s.drop(i)
 	})
 }
 
@@ -116,7 +119,7 @@ func (s *Schedule) channelOf(li uint32) *channel {
 func (s *Schedule) edit(sel Select, wants func(*slot) bool, act func(uint32, *slot)) int {
 	match := s.matcher(sel)
 	var picked, touched []uint32
-	s.slots.each(func(i uint32, sl *slot) bool {
+	s.eachIn(sel, func(i uint32, sl *slot) bool {
 		if wants(sl) && match(sl) {
 			picked = append(picked, i)
 		}

@@ -61,11 +61,12 @@ type ChannelInfo struct {
 }
 
 // Items lists what sel chooses, in no particular order. The schedule must not
-// be changed before the iteration ends.
+// be changed before the iteration ends. Where messages are named nothing else is
+// looked at.
 func (s *Schedule) Items(sel Select) iter.Seq[Item] {
 	return func(yield func(Item) bool) {
 		match := s.matcher(sel)
-		s.slots.each(func(_ uint32, sl *slot) bool {
+		s.eachIn(sel, func(_ uint32, sl *slot) bool {
 			return sl.flags&slotGone != 0 || !match(sl) || yield(s.item(sl))
 		})
 	}
@@ -91,6 +92,35 @@ func (s *Schedule) Sites(now time.Time) iter.Seq[SiteInfo] {
 	return func(yield func(SiteInfo) bool) {
 		s.sites.each(func(i uint32, _ *site) bool { return yield(s.info(milliseconds(now), i)) })
 	}
+}
+
+// SitesAfter lists up to most sites from a place on, 0 for the beginning, and
+// tells the place to go on from, 0 at the end. What is changed in between may be
+// listed, or not.
+func (s *Schedule) SitesAfter(now time.Time, place uint32, most int) (all []SiteInfo, next uint32) {
+	for next = s.sites.after(place); next != 0 && len(all) < most; next = s.sites.after(place) {
+		all = append(all, s.info(milliseconds(now), next))
+		place = next
+	}
+	if next == 0 {
+		return all, 0
+	}
+	return all, place
+}
+
+// MessagesAfter lists the messages of up to most recipients likewise, a message
+// as often as it has recipients.
+func (s *Schedule) MessagesAfter(place uint32, most int) (ids []uint64, next uint32) {
+	for next = s.slots.after(place); next != 0 && len(ids) < most; next = s.slots.after(place) {
+		if sl := s.slots.at(next); sl.flags&slotGone == 0 {
+			ids = append(ids, sl.id())
+		}
+		place = next
+	}
+	if next == 0 {
+		return ids, 0
+	}
+	return ids, place
 }
 
 // Site tells about one site; false means that nothing is remembered of it.

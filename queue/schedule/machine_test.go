@@ -281,7 +281,7 @@ func (x *machine) Reroute(t *rapid.T) {
 
 func (x *machine) Edit(t *rapid.T) {
 	sel := Select{}
-	switch rapid.IntRange(0, 4).Draw(t, "select") {
+	switch rapid.IntRange(0, 5).Draw(t, "select") {
 	case 0:
 		sel = One(uint64(rapid.IntRange(1, int(x.next)+1).Draw(t, "id")), uint32(rapid.IntRange(0, 5).Draw(t, "rcpt")))
 	case 1:
@@ -293,6 +293,8 @@ func (x *machine) Edit(t *rapid.T) {
 		sel.Match = func(i Item) bool { return i.Recipient%k == 0 }
 	case 4:
 		sel.ID = uint64(rapid.IntRange(1, int(x.next)+1).Draw(t, "id"))
+	case 5:
+		sel.IDs = rapid.SliceOfNDistinct(rapid.Uint64Range(1, x.next+1), 0, int(min(x.next, 3)), rapid.ID).Draw(t, "ids")
 	}
 	var chosen []*mitem
 	for _, it := range x.m.items {
@@ -360,8 +362,18 @@ func (x *machine) check(t *rapid.T) {
 		t.Fatal(err)
 	}
 	n := 0
+	byID := 0
+	for id := range x.next + 2 {
+		for it := range x.s.Items(Select{ID: id + 1}) {
+			byID++
+			if it.ID != id+1 {
+				t.Fatalf("message %d has %+v", id+1, it)
+			}
+		}
+	}
 	for it := range x.s.Items(Select{}) {
 		n++
+		byID--
 		w := x.m.items[mkey{it.ID, it.Recipient}]
 		if w == nil || w.gone {
 			t.Fatalf("the schedule has %+v", it)
@@ -382,8 +394,8 @@ func (x *machine) check(t *rapid.T) {
 		n--
 		x.count(sites, w)
 	}
-	if n != 0 {
-		t.Fatalf("the schedule has %d recipients more than the model", n)
+	if n != 0 || byID != 0 {
+		t.Fatalf("the schedule has %d recipients more than the model, and %d more by message", n, byID)
 	}
 	x.compare(t, sites)
 }

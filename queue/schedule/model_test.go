@@ -2,6 +2,7 @@ package schedule
 
 import (
 	"maps"
+	"slices"
 	"time"
 )
 
@@ -116,7 +117,7 @@ func (m *model) mayTake(s *Schedule, at time.Time) []*mitem {
 
 func (m *model) match(sel Select) func(*mitem) bool {
 	return func(it *mitem) bool {
-		return !it.gone && (sel.ID == 0 || sel.ID == it.id) &&
+		return !it.gone && (sel.ID == 0 || sel.ID == it.id) && (sel.IDs == nil || slices.Contains(sel.IDs, it.id)) &&
 			(sel.Channel == "" || sel.Channel == it.channel) && (sel.Domain == "" || sel.Domain == it.domain) &&
 			(sel.Site == "" || sel.Site == m.where[[2]string{it.channel, it.domain}]) &&
 			(sel.Match == nil || sel.Match(Item{Recipient: it.rcpt, Attempts: it.attempts, Due: it.due, State: it.state}))

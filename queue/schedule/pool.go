@@ -16,7 +16,7 @@ type pool[T any] struct {
 }
 
 const (
-	chunkBits = 10
+	chunkBits = 11
 	chunkSize = 1 << chunkBits
 )
 
@@ -112,6 +112,23 @@ func (p *pool[T]) put(i uint32) {
 		c.listed = true
 		p.room = append(p.room, ci)
 	}
+}
+
+// after is the next number in use after i, 0 if there is none.
+func (p *pool[T]) after(i uint32) uint32 {
+	for i++; int(i>>chunkBits) < len(p.chunks); i++ {
+		c := &p.chunks[i>>chunkBits]
+		if c.items == nil || c.used == 0 {
+			i |= chunkSize - 1
+			continue
+		}
+		if w := ^c.free[i%chunkSize/64] >> (i % 64); w == 0 {
+			i |= 63
+		} else if i += uint32(bits.TrailingZeros64(w)); i != 0 {
+			return i
+		}
+	}
+	return 0
 }
 
 // each calls f for every number in use, in rising order, until f says false. f

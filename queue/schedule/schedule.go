@@ -87,6 +87,7 @@ type Schedule struct {
 	now      int64 // in Unix milliseconds, see tick
 
 	slots   pool[slot]
+	index   index // of the slots, by message
 	lanes   pool[lane]
 	nodes   pool[node]
 	sites   pool[site]
@@ -113,6 +114,7 @@ type slot struct {
 	lane       uint32
 	rcpt       uint32
 	next       uint32 // in the chain
+	kin, akin  uint32 // in the index, after it and before it
 	attempts   uint16
 	flags      uint16
 }
@@ -167,6 +169,7 @@ func (s *Schedule) Add(e Entry) {
 		idHi: uint32(e.ID >> 32), idLo: uint32(e.ID), due: seconds(e.Due), lane: li,
 		rcpt: e.Recipient, attempts: attempts(e.Attempts),
 	}
+	s.enter(i)
 	if e.Held {
 		sl.flags = slotHeld
 		s.lanes.at(li).held++

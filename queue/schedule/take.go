@@ -222,7 +222,7 @@ func (s *Schedule) land(fi uint32, decide func(*slot) (stays, hold bool)) {
 		stays, hold := decide(sl)
 		switch {
 		case !stays, sl.flags&slotGone != 0:
-			s.slots.put(i)
+			s.drop(i)
 		case hold, sl.flags&slotHold != 0:
 			sl.flags, sl.next = slotHeld, 0
 			l.held++
