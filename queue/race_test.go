@@ -40,6 +40,9 @@ func TestOperateWhileSubmitting(t *testing.T) {
 			}()
 		}
 		pass(6 * time.Second)
+		if all := r.problems(); len(all) > 0 { // it waits for what is on disk and not in memory
+			t.Errorf("%q", all)
+		}
 		if c, err := r.Hold(t.Context(), Selection{Match: from("held@here.example")}, store.Hold{Reason: "x"}); err != nil || c.Messages != 1 {
 			t.Errorf("%+v %v", c, err)
 		}

@@ -97,15 +97,21 @@ func (q *Queue) SiteOf(channel, domain string) string {
 	return name
 }
 
+// lookAtOnce is how many sites or recipients are looked at under one hold of
+// the queue's lock.
+const lookAtOnce = 1000
+
 // Sites tells about the sites that have mail or had some lately, by name.
 func (q *Queue) Sites() []schedule.SiteInfo {
 	now := q.o.Now()
 	var all []schedule.SiteInfo
-	q.mu.Lock()
-	for in := range q.schedule.Sites(now) {
-		all = append(all, in)
+	for place, more := uint32(0), true; more; more = place != 0 {
+		var part []schedule.SiteInfo
+		q.mu.Lock()
+		part, place = q.schedule.SitesAfter(now, place, lookAtOnce)
+		q.mu.Unlock()
+		all = append(all, part...)
 	}
-	q.mu.Unlock()
 	slices.SortFunc(all, func(a, b schedule.SiteInfo) int { return strings.Compare(a.Name, b.Name) })
 	return all
 }

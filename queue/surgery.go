@@ -32,7 +32,7 @@ type Changed struct {
 const (
 	maxChanged = 1000
 	// atOnce is how many messages are changed in one batch. Each batch looks at
-	// the whole schedule once.
+	// all that the schedule has queued for the same domains.
 	atOnce = 5000
 )
 
@@ -220,20 +220,16 @@ func (q *Queue) operateOn(ctx context.Context, ids []store.ID, sel Selection, op
 			return err
 		}
 	}
-	set := make(map[uint64]struct{}, len(chosen))
-	for _, t := range chosen {
-		set[uint64(t.id)] = struct{}{}
+	named := make([]uint64, len(chosen))
+	for i, t := range chosen {
+		named[i] = uint64(t.id)
 	}
 	q.mu.Lock()
 	for _, t := range chosen {
 		part.InFlight += t.inFlight
 	}
 	if !sel.DryRun && len(chosen) > 0 {
-		s := schedule.Select{Match: func(i schedule.Item) bool { _, ok := set[i.ID]; return ok }}
-		if len(chosen) == 1 {
-			s = schedule.Select{ID: uint64(chosen[0].id)}
-		}
-		op.memory(s, chosen)
+		op.memory(schedule.Select{IDs: named}, chosen)
 	}
 	q.mu.Unlock()
 	c.add(part, chosen)

@@ -150,26 +150,18 @@ func (q *Queue) Show(id store.ID) (*View, error) {
 	return v, nil
 }
 
-// locate fills in what the schedule knows.
+// locate fills in what the schedule knows. The queue is locked for one message
+// at a time.
 func (q *Queue) locate(all []*View) {
-	if len(all) == 0 {
-		return
-	}
-	byID := make(map[uint64]*View, len(all))
 	for _, v := range all {
-		byID[uint64(v.ID)] = v
-	}
-	sel := schedule.Select{Match: func(i schedule.Item) bool { return byID[i.ID] != nil }}
-	if len(all) == 1 {
-		sel = schedule.Select{ID: uint64(all[0].ID)}
-	}
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	for i := range q.schedule.Items(sel) {
-		if v := byID[i.ID]; int(i.Recipient) < len(v.Recipients) {
-			r := &v.Recipients[i.Recipient]
-			r.Site, r.Next, r.InFlight = i.Site, i.Due, i.State == schedule.InFlight
+		q.mu.Lock()
+		for i := range q.schedule.Items(schedule.Select{ID: uint64(v.ID)}) {
+			if int(i.Recipient) < len(v.Recipients) {
+				r := &v.Recipients[i.Recipient]
+				r.Site, r.Next, r.InFlight = i.Site, i.Due, i.State == schedule.InFlight
+			}
 		}
+		q.mu.Unlock()
 	}
 }
 

@@ -18,11 +18,12 @@ import (
 func queueVerifyCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "verify",
-		Short: "Check the queue on disk",
+		Short: "Check the queue",
 		Long: `Check what must hold of the queue on disk: nothing is halved, nothing is left behind,
-every record can be read. A running daemon does it while mail goes on; without one,
-this command opens the queue itself, which removes what a crash left behind, as a
-start of the daemon would.
+every record can be read. A running daemon does it while mail goes on, and checks its
+memory too: the schedule of deliveries does not contradict itself and agrees with the
+disk. Without a daemon this command opens the queue itself, which removes what a crash
+left behind, as a start of the daemon would.
 
 The exit code is 1 if anything is wrong. A message that is damaged is set aside by
 the daemon; postern queue delete ID removes it.`,
@@ -72,7 +73,7 @@ func verifyOffline(ctx context.Context, file string) (v api.Verify, err error) {
 	if err != nil {
 		return v, err
 	}
-	v, err = admin.VerifyStore(ctx, s)
+	v, err = admin.Verify(ctx, s)
 	return v, errors.Join(err, s.Close())
 }
 

@@ -71,6 +71,8 @@ func randomOperation(w *world, g *rand.Rand) error {
 		return w.submit(&store.Hold{Reason: "a virus"}, w.write(size, 2))
 	case n < 60:
 		return w.operate(g.IntN(4))
+	case n < 62:
+		return w.verify()
 	case n < 80:
 		time.Sleep(time.Duration(g.IntN(20)) * time.Second)
 		return nil

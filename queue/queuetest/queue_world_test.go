@@ -285,6 +285,11 @@ func (w *world) operate(order int) error {
 	return err
 }
 
+// verify has the queue check itself while it is at work.
+func (w *world) verify() error {
+	return w.q.Verify(context.Background(), func(p string) { w.problem("verify: %s", p) })
+}
+
 // wreck is what a power cut leaves, and what the world knew at that moment.
 type worldWreck struct {
 	mem    *vfs.MemFS
@@ -347,6 +352,9 @@ func (w *world) drain() error {
 		w.problem("an empty queue says %+v", s)
 	}
 	if err := w.st.Verify(context.Background(), func(p string) { w.problem("verify: %s", p) }); err != nil {
+		return err
+	}
+	if err := w.verify(); err != nil {
 		return err
 	}
 	for _, dir := range []string{"q/bodies", "q/spool"} {

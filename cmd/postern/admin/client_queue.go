@@ -127,7 +127,7 @@ func (c *Client) QueueChange(ctx context.Context, operation string, s api.QueueS
 	return n, json.Unmarshal(content, &n)
 }
 
-// QueueVerify has the daemon check its queue on disk.
+// QueueVerify has the daemon check its queue, on disk and in memory.
 func (c *Client) QueueVerify(ctx context.Context) (v api.Verify, err error) {
 	content, err := c.fetch(ctx, longWork, "POST", "/v1/queue/verify", nil)
 	if err != nil {

@@ -21,13 +21,21 @@ import (
 	"github.com/postern-mta/postern/queue/store/pebble"
 )
 
-// Store is what the door needs of the queue's store.
-type Store interface {
-	Stats() pebble.Stats
+// Verifier checks what must hold of it, and reports each thing that does not.
+type Verifier interface {
 	Verify(ctx context.Context, report func(problem string)) error
 }
 
-var _ Store = (*pebble.Store)(nil)
+// Store is what the door needs of the queue's store.
+type Store interface {
+	Verifier
+	Stats() pebble.Stats
+}
+
+var (
+	_ Store    = (*pebble.Store)(nil)
+	_ Verifier = (*queue.Queue)(nil)
+)
 
 // errNoQueue is the answer of a daemon whose messages all go elsewhere.
 var errNoQueue = fmt.Errorf("%w: this daemon has no queue of its own, no entrance of its configuration says next = \"queue\"", ErrNotFound)
@@ -274,19 +282,24 @@ func (d queueDoor) verify(w http.ResponseWriter, r *http.Request) (any, error) {
 		return nil, errNoQueue
 	}
 	takeLong(w)
-	return VerifyStore(r.Context(), d.Store)
+	return Verify(r.Context(), d.Store, d.Queue)
 }
 
-// VerifyStore checks a store and keeps the first problems.
-func VerifyStore(ctx context.Context, s Store) (api.Verify, error) {
-	v := api.Verify{Problems: []string{}}
-	err := s.Verify(ctx, func(problem string) {
-		if len(v.Problems) == api.MaxProblems {
-			v.More++
-			return
+// Verify checks one after the other and keeps the first problems.
+func Verify(ctx context.Context, all ...Verifier) (v api.Verify, err error) {
+	v.Problems = []string{}
+	for _, one := range all {
+		err = one.Verify(ctx, func(problem string) {
+			if len(v.Problems) == api.MaxProblems {
+				v.More++
+				return
+			}
+			v.Problems = append(v.Problems, problem)
+		})
+		if err != nil {
+			break
 		}
-		v.Problems = append(v.Problems, problem)
-	})
+	}
 	return v, err
 }
 

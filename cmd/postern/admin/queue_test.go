@@ -13,8 +13,10 @@ import (
 	"github.com/postern-mta/postern/cmd/postern/admin/api"
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/envelope"
+	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/reply"
 	"github.com/postern-mta/postern/queue"
+	"github.com/postern-mta/postern/queue/queuetest"
 	"github.com/postern-mta/postern/queue/store"
 )
 
@@ -324,14 +326,25 @@ func TestChange(t *testing.T) {
 }
 
 func TestVerify(t *testing.T) {
-	r := newRig(t, nil)
+	disk := queuetest.NewMemory(nil)
+	r := newRigOn(t, disk, nil)
+	r.send("a@b.example", "1@c.example", "2@c.example")
 	if v, err := r.client.QueueVerify(context.Background()); err != nil || len(v.Problems) != 0 {
+		t.Errorf("%+v, %v", v, err)
+	}
+	// What is put behind the queue's back is not in its schedule.
+	put := store.Message{ID: disk.NewID(), Envelope: envelope.To("a@b.example", "3@c.example")}
+	put.Body.Of = put.ID
+	if err := disk.Apply(context.Background(), &store.Batch{Puts: []store.Put{{Message: put, Body: message.BytesBody(nil)}}}, false); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := r.client.QueueVerify(context.Background()); err != nil || len(v.Problems) != 1 || !strings.Contains(v.Problems[0], put.ID.String()) {
 		t.Errorf("%+v, %v", v, err)
 	}
 	for i := range api.MaxProblems + 3 {
 		r.store.problems = append(r.store.problems, fmt.Sprintf("problem %d", i))
 	}
-	if v, err := r.client.QueueVerify(context.Background()); err != nil || len(v.Problems) != api.MaxProblems || v.More != 3 || v.Problems[1] != "problem 1" {
+	if v, err := r.client.QueueVerify(context.Background()); err != nil || len(v.Problems) != api.MaxProblems || v.More != 4 || v.Problems[1] != "problem 1" {
 		t.Errorf("%d and %d, %v", len(v.Problems), v.More, err)
 	}
 	r.store.err = errors.New("disk on fire")

@@ -69,9 +69,15 @@ type rig struct {
 // newRig opens the door; change may change what is behind it.
 func newRig(t *testing.T, change func(*Daemon)) *rig {
 	t.Helper()
+	return newRigOn(t, queuetest.NewMemory(nil), change)
+}
+
+// newRigOn does it for a queue on a given store.
+func newRigOn(t *testing.T, disk *queuetest.Memory, change func(*Daemon)) *rig {
+	t.Helper()
 	r := &rig{t: t, store: &fakeStore{}, meter: NewMeter(), log: &lockedBuffer{}}
 	q, err := queue.Open(queue.Options{
-		Store: queuetest.NewMemory(nil), Log: slog.New(slog.NewTextHandler(r.log, nil)), Host: "here.example",
+		Store: disk, Log: slog.New(slog.NewTextHandler(r.log, nil)), Host: "here.example",
 		Route: func(address string) (channel, domain string) {
 			if d := envelope.Domain(address); d != "here.example" {
 				return "remote", d

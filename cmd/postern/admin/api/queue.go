@@ -220,7 +220,7 @@ type QueueCount struct {
 	Recipients int `json:"recipients"`
 }
 
-// Verify is what a check of the queue on disk found.
+// Verify is what a check of the queue, on disk and in memory, found.
 type Verify struct {
 	Problems []string `json:"problems"`
 	// More is how many problems found no room.
