@@ -48,6 +48,31 @@ func (r *Reader) Reset(src io.Reader) { r.src, r.r, r.w, r.err = src, 0, 0, nil 
 // means that the peer pipelines, or talks out of turn.
 func (r *Reader) Buffered() int { return r.w - r.r }
 
+// Peek waits until something has come, and returns it without reading it. It is
+// valid until the next call.
+func (r *Reader) Peek() ([]byte, error) {
+	if r.r == r.w {
+		if err := r.fill(); err != nil {
+			return nil, err
+		}
+	}
+	return r.buf[r.r:r.w], nil
+}
+
+// Exchange reads through buf from now on and returns the buffer it had, so that
+// a server can lend a session a large one for as long as a message comes. What is
+// buffered goes along; if buf is too small for it, nothing changes and ok is
+// false. The new buffer must have at least 512 bytes.
+func (r *Reader) Exchange(buf []byte) (old []byte, ok bool) {
+	if len(buf) < minBuffer || len(buf) < r.Buffered() {
+		return nil, false
+	}
+	old = r.buf
+	r.w = copy(buf, old[r.r:r.w])
+	r.buf, r.r = buf, 0
+	return old, true
+}
+
 // fill reads once, and makes room first if the buffer is full.
 func (r *Reader) fill() error {
 	if r.err != nil {

@@ -195,3 +195,36 @@ func FuzzReply(f *testing.F) {
 		}
 	})
 }
+
+func TestExchangeKeepsWhatIsBuffered(t *testing.T) {
+	in := strings.Repeat("x", 600) + "\r\nnext\r\nlast\r\n"
+	r := smtp.NewReader(strings.NewReader(in), 512)
+	if line, err := r.Line(1000); err != nil || len(line) != 600 {
+		t.Fatal(len(line), err)
+	}
+	if b, err := r.Peek(); err != nil || len(b) == 0 || b[0] != 'n' {
+		t.Fatalf("%q, %v", b, err)
+	}
+	large := make([]byte, 4096)
+	small, ok := r.Exchange(large)
+	if line, err := r.Line(100); !ok || err != nil || string(line) != "next" {
+		t.Fatalf("%q, %v, %v", line, ok, err)
+	}
+	if back, ok := r.Exchange(small); !ok || &back[0] != &large[0] {
+		t.Fatal("another buffer came back")
+	}
+	if line, err := r.Line(100); err != nil || string(line) != "last" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	if _, err := r.Peek(); err != io.EOF {
+		t.Fatal(err)
+	}
+	if _, ok := r.Exchange(make([]byte, 10)); ok {
+		t.Error("a tiny buffer was taken")
+	}
+	full := smtp.NewReader(strings.NewReader(strings.Repeat("y", 2000)), 2000)
+	full.Peek() //nolint:errcheck // it fills the buffer
+	if _, ok := full.Exchange(make([]byte, 1999)); ok || full.Buffered() != 2000 {
+		t.Error("a buffer was taken that cannot hold what came")
+	}
+}

@@ -91,7 +91,7 @@ func (s *Server) take(c net.Conn) {
 	n := newSession(s, c)
 	if why := s.enter(n); why != "" {
 		c.SetWriteDeadline(time.Now().Add(time.Second)) //nolint:errcheck // a courtesy
-		c.Write([]byte(tooBusy.line()))                 //nolint:errcheck // likewise
+		c.Write([]byte(tooBusy.SMTP() + "\r\n"))        //nolint:errcheck // likewise
 		c.Close()
 		if now := s.o.Now().Unix(); s.refused.Swap(now) != now {
 			s.o.Log.Warn("connection refused", "entrance", s.o.Entrance, "why", why, "peer", n.peer.Addr().String())

@@ -1,0 +1,620 @@
+package smtp
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/postern-mta/postern/pipeline"
+	"github.com/postern-mta/postern/pipeline/envelope"
+	"github.com/postern-mta/postern/pipeline/message"
+	"github.com/postern-mta/postern/pipeline/reply"
+)
+
+// dialogue is one case of testdata/dialogue; its README has the format.
+type dialogue struct {
+	name    string
+	where   string
+	options []setting
+	steps   []step
+}
+
+type setting struct{ key, value string }
+
+type step struct {
+	where, verb, text string
+	times             int
+}
+
+func TestDialogues(t *testing.T) {
+	files, err := filepath.Glob("testdata/dialogue/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no dialogues", err)
+	}
+	count := 0
+	for _, file := range files {
+		for _, d := range readDialogues(t, file) {
+			count++
+			name := strings.TrimSuffix(filepath.Base(file), ".txt") + "/" + d.name
+			t.Run(name, func(t *testing.T) { synctest.Test(t, func(t *testing.T) { d.run(t, false) }) })
+			if !d.has("whole") {
+				t.Run(name+"/bytewise", func(t *testing.T) { synctest.Test(t, func(t *testing.T) { d.run(t, true) }) })
+			}
+		}
+	}
+	t.Logf("%d dialogues", count)
+}
+
+var stepLine = regexp.MustCompile(`^(C|C-|S|S\+|EOF|CLOSE|WAIT|TLS|STORED|FROM|TO|BODY|HEAD|ORIGIN|HOLD|WRITES|LOG|NOLOG|TRANSCRIPT|STOP|RESETS)(?:\*(\d+))?(?::(?: (.*))?)?$`)
+
+func readDialogues(t *testing.T, file string) []*dialogue {
+	t.Helper()
+	content, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []*dialogue
+	var d *dialogue
+	for i, line := range strings.Split(string(content), "\n") {
+		where := fmt.Sprintf("%s:%d", filepath.Base(file), i+1)
+		if name, ok := strings.CutPrefix(line, "== "); ok {
+			d = &dialogue{name: name, where: where}
+			all = append(all, d)
+			continue
+		}
+		m := stepLine.FindStringSubmatch(line)
+		switch key, value, isOption := strings.Cut(line, ": "); {
+		case line == "" || strings.HasPrefix(line, "#"):
+		case d == nil:
+			t.Fatalf("%s: a case begins with == and its name", where)
+		case m != nil:
+			times := 1
+			if m[2] != "" {
+				times, _ = strconv.Atoi(m[2]) //nolint:errcheck // they are digits
+			}
+			d.steps = append(d.steps, step{where, m[1], m[3], times})
+		case len(d.steps) == 0 && (isOption || strings.TrimSpace(line) == line && !strings.Contains(line, " ")):
+			d.options = append(d.options, setting{strings.TrimSuffix(key, ":"), value})
+		default:
+			t.Fatalf("%s: %q is no line of a dialogue", where, line)
+		}
+	}
+	return all
+}
+
+func (d *dialogue) has(key string) bool {
+	for _, s := range d.options {
+		if s.key == key {
+			return true
+		}
+	}
+	return false
+}
+
+// stage is a server and what a dialogue can ask of it.
+type stage struct {
+	o           Options
+	chain       pipeline.ChainOptions
+	filters     []*fakeFilter
+	relay       *fakeRelay
+	sink        *fakeSink
+	gate        *fakeGate
+	peer        netip.AddrPort
+	listener    *pipeListener
+	log, script syncBuffer
+	resets      counter
+}
+
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+func (s *syncBuffer) Close() error { return nil }
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+// settings is the table of the dialogues' options.
+var settings = map[string]func(st *stage, v string) error{
+	"service":   func(st *stage, v string) (err error) { return word2(&st.o.Service, v, ParseService) },
+	"tls":       func(st *stage, v string) error { return word2(&st.o.TLSMode, v, ParseTLSMode) },
+	"greeting":  func(st *stage, v string) error { st.o.Greeting = v; return nil },
+	"auth":      func(st *stage, _ string) error { st.o.Auth = fakeAuth{}; return nil },
+	"authplain": func(st *stage, _ string) error { st.o.Auth, st.o.AuthPlain = fakeAuth{}, true; return nil },
+	"requiretls": func(st *stage, _ string) error {
+		st.o.RequireTLS = true
+		return nil
+	},
+	"late":   func(st *stage, _ string) error { st.o.Late = true; return nil },
+	"whole":  func(*stage, string) error { return nil },
+	"repair": func(st *stage, _ string) error { lines := message.Repair; st.o.Lines = &lines; return nil },
+	"size": func(st *stage, v string) (err error) {
+		st.o.Limits.Message, err = strconv.ParseInt(v, 10, 64)
+		return err
+	},
+	"recipients": func(st *stage, v string) error { return number(&st.o.Limits.Recipients, v) },
+	"head":       func(st *stage, v string) error { return number(&st.o.Limits.Head, v) },
+	"fields":     func(st *stage, v string) error { return number(&st.o.Limits.Fields, v) },
+	"messages":   func(st *stage, v string) error { return number(&st.o.Limits.Messages, v) },
+	"bad":        func(st *stage, v string) error { return number(&st.o.Limits.BadCommands, v) },
+	"idle":       func(st *stage, v string) error { return number(&st.o.Limits.Idle, v) },
+	"unknown":    func(st *stage, v string) error { return number(&st.o.Limits.Unknown, v) },
+	"logins":     func(st *stage, v string) error { return number(&st.o.Limits.Logins, v) },
+	"pause":      func(st *stage, v string) error { return duration(&st.o.GreetPause, v) },
+	"tarpit":     func(st *stage, v string) error { return duration(&st.o.Tarpit, v) },
+	"judge":      func(st *stage, v string) error { return duration(&st.o.Timeouts.Judge, v) },
+	"session":    func(st *stage, v string) error { return duration(&st.o.Timeouts.Session, v) },
+	"transaction": func(st *stage, v string) error {
+		return duration(&st.o.Timeouts.Transaction, v)
+	},
+	"slowsink": func(st *stage, v string) error { return duration(&st.sink.delay, v) },
+	"proxies":  func(st *stage, v string) error { return prefix(&st.o.Proxies, v) },
+	"xclient":  func(st *stage, v string) error { return prefix(&st.o.XClient, v) },
+	"peer": func(st *stage, v string) (err error) {
+		st.peer, err = netip.ParseAddrPort(v)
+		return err
+	},
+	"name": func(st *stage, v string) error {
+		confirmed, claimed, _ := strings.Cut(v, " ")
+		st.o.Names = fakeNames{confirmed: confirmed, claimed: claimed}
+		return nil
+	},
+	"slowname": func(st *stage, v string) (err error) {
+		d, err := time.ParseDuration(v)
+		st.o.Names = fakeNames{confirmed: "slow.example", delay: d}
+		return err
+	},
+	"standing": func(st *stage, v string) error { st.relay.standing = pipeline.ParseStanding(v); return nil },
+	"env": func(st *stage, v string) error {
+		key, value, _ := strings.Cut(v, "=")
+		st.relay.env = map[string]string{key: value}
+		return nil
+	},
+	"lot": func(st *stage, v string) error {
+		address, lot, _ := strings.Cut(v, " ")
+		if st.relay.lots == nil {
+			st.relay.lots = map[string]string{}
+		}
+		st.relay.lots[address] = lot
+		return nil
+	},
+	"admit":  func(st *stage, v string) error { return answers(&st.relay.admit, v) },
+	"sender": func(st *stage, v string) error { return answers(&st.relay.sender, v) },
+	"gate":   func(st *stage, v string) error { return answers(&st.gate.err, v) },
+	"sink":   func(st *stage, v string) error { return answers(&st.sink.err, v) },
+	"mixed": func(st *stage, v string) error {
+		return word2(&st.chain.Mixed, v, pipeline.ParseMixed)
+	},
+	"reports":    func(st *stage, _ string) error { st.o.Report = fakeReport; return nil },
+	"mend":       func(st *stage, _ string) error { st.o.Mend = fakeMend; return nil },
+	"transcript": func(st *stage, _ string) error { st.o.Transcript = st.transcript; return nil },
+	"filter":     (*stage).filter,
+}
+
+func (st *stage) transcript(*pipeline.Session) io.WriteCloser { return &st.script }
+
+func word2[T any](to *T, s string, parse func(string) (T, bool)) error {
+	v, ok := parse(s)
+	if *to = v; !ok {
+		return fmt.Errorf("unknown word %q", s)
+	}
+	return nil
+}
+
+func number(to *int, s string) (err error) {
+	*to, err = strconv.Atoi(s)
+	return err
+}
+
+func duration(to *time.Duration, s string) (err error) {
+	*to, err = time.ParseDuration(s)
+	return err
+}
+
+func prefix(to *[]netip.Prefix, s string) error {
+	p, err := netip.ParsePrefix(s)
+	*to = append(*to, p)
+	return err
+}
+
+func answers(to *error, s string) error {
+	r, ok := reply.Parse(s)
+	if *to = reply.With(r, errors.New("the test says so")); !ok {
+		return fmt.Errorf("%q is no reply", s)
+	}
+	return nil
+}
+
+var filterOption = regexp.MustCompile(`^(\w+) (\w+)(?: after (\S+))?(?: (\d.*?))?(?: when (\w+)=(.*))?$`)
+
+// filter is the option "filter: STAGE ACTION [after TIME] [REPLY] [when KEY=VALUE]".
+func (st *stage) filter(v string) error {
+	m := filterOption.FindStringSubmatch(v)
+	if m == nil {
+		return errors.New("say filter: STAGE ACTION [after TIME] [REPLY] [when KEY=VALUE]")
+	}
+	f := &fakeFilter{key: m[5], value: m[6], resets: &st.resets}
+	found := false
+	for s := pipeline.AtConnect; s <= pipeline.AtMessage; s++ {
+		if s.String() == m[1] {
+			f.stage, found = s, true
+		}
+	}
+	action, ok := reply.ParseAction(m[2])
+	f.verdict.Action = action
+	if m[4] != "" {
+		r, parsed := reply.Parse(m[4])
+		f.verdict.Reply, ok = r, ok && parsed
+	}
+	if m[3] != "" {
+		d, err := time.ParseDuration(m[3])
+		if f.delay = d; err != nil {
+			return err
+		}
+	}
+	if !ok || !found {
+		return errors.New("unknown stage, action or reply")
+	}
+	st.filters = append(st.filters, f)
+	return nil
+}
+
+func fakeReport(_ context.Context, tx *pipeline.Transaction, refused []pipeline.Refusal, _ message.Message) ([]pipeline.Outgoing, error) {
+	text := "To: " + tx.Envelope.Sender + "\n\n"
+	for _, r := range refused {
+		text += r.Recipient.Address + " " + r.Reply.SMTP() + "\n"
+	}
+	o := pipeline.Outgoing{Message: message.FromString(text)}
+	o.Envelope.Recipients = append(o.Envelope.Recipients, tx.Envelope.Recipients[0])
+	return []pipeline.Outgoing{o}, nil
+}
+
+func fakeMend(_ context.Context, s *pipeline.Session, _ *envelope.Envelope, m message.Message) (message.Message, error) {
+	h, err := m.Head().Edit(message.FieldEdit{Op: message.Append, Name: "Mended", Value: "for " + s.User})
+	return m.WithHead(h), err
+}
+
+// client is the dialogue's end of the connection.
+type client struct {
+	t        *testing.T
+	conn     net.Conn
+	bytewise bool
+	lines    chan string
+	mu       sync.Mutex
+	writes   int
+	rest     string // of a line that has not ended
+	raw      net.Conn
+}
+
+// read gives the server's lines, until the connection ends or another reader
+// takes over.
+func (c *client) read(conn net.Conn, stop <-chan struct{}, done chan<- struct{}) {
+	defer close(done)
+	b := make([]byte, 64<<10)
+	for {
+		k, err := conn.Read(b)
+		if k > 0 {
+			c.mu.Lock()
+			c.writes++
+			c.mu.Unlock()
+			c.rest += string(b[:k])
+			for {
+				line, rest, ok := strings.Cut(c.rest, "\r\n")
+				if !ok {
+					break
+				}
+				c.rest = rest
+				c.lines <- line
+			}
+		}
+		if err != nil {
+			select {
+			case <-stop:
+			default:
+				if c.rest != "" {
+					c.lines <- "(cut off) " + c.rest
+				}
+				close(c.lines)
+			}
+			return
+		}
+	}
+}
+
+func (c *client) send(s string) {
+	if !c.bytewise {
+		c.conn.Write([]byte(s)) //nolint:errcheck // the server may have closed; what it says is compared
+		return
+	}
+	for i := range len(s) {
+		if _, err := c.conn.Write([]byte{s[i]}); err != nil {
+			return
+		}
+	}
+}
+
+func (c *client) expect(where, want string) {
+	c.t.Helper()
+	line, ok := c.line()
+	prefix, open := strings.CutSuffix(want, "...")
+	switch {
+	case !ok:
+		c.t.Fatalf("%s: the server closed the connection, want %q", where, want)
+	case open && strings.HasPrefix(line, prefix), line == want:
+	default:
+		c.t.Fatalf("%s: the server says\n\t%q, want\n\t%q", where, line, want)
+	}
+}
+
+// line is the server's next line. It waits for up to a day of a clock that
+// runs as fast as the test does.
+func (c *client) line() (string, bool) {
+	select {
+	case line, ok := <-c.lines:
+		return line, ok
+	case <-time.After(24 * time.Hour):
+		c.t.Error("the server says nothing")
+		return "(nothing)", true
+	}
+}
+
+// expectReply reads a whole reply: a code, and what its lines must be, or with
+// an exclamation mark must not begin with.
+func (c *client) expectReply(where, want string) {
+	c.t.Helper()
+	parts := strings.Split(want, " | ")
+	code := parts[0]
+	lines := map[string]bool{}
+	for {
+		line, ok := c.line()
+		if !ok || !strings.HasPrefix(line, code) || len(line) < 4 {
+			c.t.Fatalf("%s: the server says %q, want code %s", where, line, code)
+		}
+		lines[line[4:]] = true
+		if line[3] == ' ' {
+			break
+		}
+	}
+	for _, p := range parts[1:] {
+		if unwanted, not := strings.CutPrefix(p, "!"); not {
+			for l := range lines {
+				if strings.HasPrefix(l, unwanted) {
+					c.t.Errorf("%s: the reply has %q", where, l)
+				}
+			}
+		} else if !lines[p] {
+			c.t.Errorf("%s: the reply lacks %q: %v", where, p, lines)
+		}
+	}
+}
+
+// unescape reads \r \n \t \0 \\ and \xNN.
+func unescape(t *testing.T, where, s string) string {
+	t.Helper()
+	if !strings.Contains(s, `\`) {
+		return s
+	}
+	s = strings.ReplaceAll(strings.ReplaceAll(s, `"`, `\"`), `\0`, `\x00`)
+	out, err := strconv.Unquote(`"` + s + `"`)
+	if err != nil {
+		t.Fatalf("%s: %q: %v", where, s, err)
+	}
+	return out
+}
+
+// newStage makes a server as options say. The caller ends it with stop.
+func newStage(t *testing.T, options []setting) *stage {
+	t.Helper()
+	st := &stage{
+		relay: &fakeRelay{}, sink: &fakeSink{}, gate: &fakeGate{}, listener: newPipeListener(),
+		peer: netip.MustParseAddrPort("192.0.2.1:4321"),
+	}
+	ours := func(d string) bool { return d == "example.org" }
+	st.relay.ours = ours
+	st.o = Options{
+		Listener: st.listener, Hostname: "mx.example.org", Sink: st.sink, Relay: st.relay, Gate: st.gate, Ours: ours,
+		Log: slog.New(slog.NewTextHandler(&st.log, nil)), Ident: func() string { return "s1" },
+		TLS: &tls.Config{Certificates: []tls.Certificate{makeCertificate()}},
+	}
+	for _, s := range options {
+		set := settings[s.key]
+		if set == nil {
+			t.Fatalf("unknown option %q", s.key)
+		}
+		if err := set(st, s.value); err != nil {
+			t.Fatalf("option %s: %v", s.key, err)
+		}
+	}
+	st.o.Chains = generations(t, st.chain, st.filters...)
+	return st
+}
+
+func (d *dialogue) run(t *testing.T, bytewise bool) {
+	st := newStage(t, d.options)
+	server, err := New(st.o)
+	if err != nil {
+		t.Fatalf("%s: %v", d.where, err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(context.Background()) }()
+	conn := st.listener.dial(t, st.peer)
+	c := &client{t: t, conn: conn, raw: conn, bytewise: bytewise, lines: make(chan string, 10000)}
+	stop, done := make(chan struct{}), make(chan struct{})
+	if st.o.TLSMode == TLSImplicit {
+		c.conn = tls.Client(c.conn, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // it is our own
+	}
+	go c.read(c.conn, stop, done)
+	defer func() { // also after a fatal error
+		c.raw.Close()
+		for range c.lines {
+		}
+		d.end(t, st, server, served)
+	}()
+	for i := 0; i < len(d.steps); i++ {
+		s := d.steps[i]
+		if s.verb == "C" || s.verb == "C-" {
+			// What the client says without waiting goes in one piece.
+			var all strings.Builder
+			for ; i < len(d.steps) && (d.steps[i].verb == "C" || d.steps[i].verb == "C-"); i++ {
+				line := unescape(t, d.steps[i].where, d.steps[i].text)
+				if d.steps[i].verb == "C" {
+					line += "\r\n"
+				}
+				all.WriteString(strings.Repeat(line, d.steps[i].times))
+			}
+			i--
+			c.send(all.String())
+			continue
+		}
+		if s.verb == "TLS" {
+			close(stop)
+			c.raw.SetReadDeadline(time.Unix(1, 0)) //nolint:errcheck // pipes have deadlines
+			<-done
+			c.raw.SetReadDeadline(time.Time{}) //nolint:errcheck // likewise
+			stop, done = make(chan struct{}), make(chan struct{})
+			c.conn = tls.Client(c.raw, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // it is our own
+			go c.read(c.conn, stop, done)
+			continue
+		}
+		st.check(t, server, c, s)
+	}
+}
+
+// end stops the server and looks at what can be looked at only then.
+func (d *dialogue) end(t *testing.T, st *stage, server *Server, served <-chan error) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := server.Shutdown(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	if t.Failed() {
+		return
+	}
+	for _, s := range d.steps {
+		st.checkLate(t, s)
+	}
+	if in, out := st.gate.in.count(), st.gate.out.count(); in != out {
+		t.Errorf("%s: %d connections were counted in, %d out", d.where, in, out)
+	}
+}
+
+// check does one step that is not the client's.
+func (st *stage) check(t *testing.T, server *Server, c *client, s step) {
+	t.Helper()
+	last := stored{}
+	if all := st.sink.taken(); len(all) > 0 {
+		last = all[len(all)-1]
+	}
+	head, body, _ := strings.Cut(last.text, "\n\n")
+	text := s.text
+	switch s.verb {
+	case "S", "S+", "FROM", "TO", "HOLD", "BODY":
+		text = unescape(t, s.where, s.text)
+	}
+	same := func(got string) {
+		t.Helper()
+		if got != text {
+			t.Errorf("%s: %s is %q, want %q", s.where, s.verb, got, text)
+		}
+	}
+	switch s.verb {
+	case "S":
+		for range s.times {
+			c.expect(s.where, text)
+		}
+	case "S+":
+		for range s.times {
+			c.expectReply(s.where, text)
+		}
+	case "EOF":
+		if line, ok := c.line(); ok {
+			t.Fatalf("%s: the server says %q, want it to close", s.where, line)
+		}
+	case "CLOSE":
+		c.raw.Close()
+		synctest.Wait()
+	case "WAIT":
+		var d time.Duration
+		if err := duration(&d, text); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(d)
+		synctest.Wait()
+	case "STOP":
+		go server.Shutdown(context.Background()) //nolint:errcheck // it is called again at the end
+		synctest.Wait()
+	case "STORED":
+		same(strconv.Itoa(len(st.sink.taken())))
+	case "FROM":
+		same(last.envelope.Sender)
+	case "TO":
+		same(strings.Join(last.envelope.Addresses(), " "))
+	case "HOLD":
+		same(last.hold)
+	case "BODY":
+		same(body)
+	case "HEAD":
+		matches(t, s, head)
+	case "ORIGIN":
+		matches(t, s, fmt.Sprintf("%+v", last.origin))
+	case "WRITES":
+		c.mu.Lock()
+		if !c.bytewise {
+			same(strconv.Itoa(c.writes))
+		}
+		c.writes = 0
+		c.mu.Unlock()
+	}
+}
+
+// checkLate does what can be looked at only when the session has ended.
+func (st *stage) checkLate(t *testing.T, s step) {
+	t.Helper()
+	switch s.verb {
+	case "LOG":
+		matches(t, s, st.log.String())
+	case "NOLOG":
+		if regexp.MustCompile(s.text).MatchString(st.log.String()) {
+			t.Errorf("%s: the log has %s:\n%s", s.where, s.text, st.log.String())
+		}
+	case "TRANSCRIPT":
+		matches(t, s, st.script.String())
+	case "RESETS":
+		if got := strconv.Itoa(st.resets.count()); got != s.text {
+			t.Errorf("%s: %s resets", s.where, got)
+		}
+	}
+}
+
+func matches(t *testing.T, s step, text string) {
+	t.Helper()
+	if !regexp.MustCompile(s.text).MatchString(text) {
+		t.Errorf("%s: %s\n%s\ndoes not match %s", s.where, s.verb, text, s.text)
+	}
+}

@@ -1,0 +1,68 @@
+package smtp
+
+import (
+	"crypto/tls"
+	"time"
+
+	"github.com/postern-mta/postern/pipeline"
+)
+
+// startTLS answers STARTTLS (RFC 3207).
+func (n *session) startTLS([]byte) {
+	switch {
+	case n.facts.TLS != "":
+		n.bad(hasTLS)
+	case !n.offersTLS():
+		n.bad(notImplemented)
+	case n.facts.User != "":
+		n.bad(loggedIn)
+	case n.in.Buffered() > 0:
+		n.hangUp("spoke after STARTTLS", afterStartTLS)
+	default:
+		n.say(saidTLS)
+		if n.flush() == nil && n.handshake() {
+			n.in.Reset(source{n})
+			n.hear()
+		}
+	}
+}
+
+// handshake makes TLS of the connection.
+func (n *session) handshake() bool {
+	c := tls.Server(n.conn, n.srv.o.TLS)
+	err := n.conn.SetDeadline(time.Now().Add(n.srv.o.Timeouts.Handshake))
+	if err == nil && n.srv.ctx.Err() != nil {
+		err = errStopped
+	}
+	if err == nil {
+		err = c.Handshake()
+	}
+	if err != nil {
+		n.rec.err = err
+		n.end("TLS failed")
+		return false
+	}
+	state := c.ConnectionState()
+	n.conn = c
+	n.learn(func(s *pipeline.Session) {
+		s.TLS = tlsVersion(state.Version) + " " + tls.CipherSuiteName(state.CipherSuite)
+		s.Helo = ""
+	})
+	n.transcribe("", []byte("("+n.facts.TLS+")"))
+	return true
+}
+
+// tlsVersion is the version as it stands in a Received field, without a blank.
+func tlsVersion(v uint16) string {
+	switch v {
+	case tls.VersionTLS13:
+		return "TLSv1.3"
+	case tls.VersionTLS12:
+		return "TLSv1.2"
+	case tls.VersionTLS11:
+		return "TLSv1.1"
+	case tls.VersionTLS10:
+		return "TLSv1.0"
+	}
+	return "TLS"
+}
