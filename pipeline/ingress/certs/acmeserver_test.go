@@ -29,7 +29,7 @@ type acmeServer struct {
 	address   string
 	handler   http.Handler
 	server    *httptest.Server
-	orders    atomic.Int64 // requests for a new order
+	orders    atomic.Int64 // that were accepted
 }
 
 // newACMEServer starts one that finds every name at 127.0.0.1 and validates on
@@ -48,10 +48,11 @@ func newACMEServer(t *testing.T, httpPort, tlsPort int) *acmeServer {
 	s.pool.AddCert(authority.GetRootCert(0).Cert)
 	inner := front.Handler()
 	s.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/order-plz" {
+		answer := &answered{ResponseWriter: w}
+		inner.ServeHTTP(answer, r)
+		if r.URL.Path == "/order-plz" && answer.status == http.StatusCreated {
 			s.orders.Add(1)
 		}
-		inner.ServeHTTP(w, r)
 	})
 	s.up(t)
 	t.Cleanup(s.down)
@@ -59,6 +60,18 @@ func newACMEServer(t *testing.T, httpPort, tlsPort int) *acmeServer {
 	put(t, s.rootFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.server.Certificate().Raw}))
 	s.directory = s.server.URL + wfe.DirectoryPath
 	return s
+}
+
+// answered remembers a response's status: some nonces are rejected on purpose,
+// so requests are not what to count.
+type answered struct {
+	http.ResponseWriter
+	status int
+}
+
+func (a *answered) WriteHeader(status int) {
+	a.status = status
+	a.ResponseWriter.WriteHeader(status)
 }
 
 // up lets it listen, always at the same address.
