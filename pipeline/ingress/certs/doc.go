@@ -9,9 +9,10 @@
 //	err = store.Reload()                                                     // SIGHUP: look at the files now
 //	store.Close()
 //
-// It promises that a handshake never waits for a certificate's change and never
-// fails because of one: a new pair of files is taken as a whole, once it parses
-// and its key matches, and until then the old one serves; that a broken pair is
+// It promises that no handshake fails because a certificate changes, and that
+// at most one at a time is kept by looking at files: a new pair is taken as a
+// whole, once it parses and its key matches, and until then the old one serves;
+// that a broken pair is
 // told once, with what to do; that a certificate which comes to its end is told
 // 14, 7 and 1 days before; that no private key is written anywhere but, with
 // mode 0600, below Options.State; and that Close leaves no goroutine of ours.
@@ -22,8 +23,8 @@
 // certificates' DNS names, first as it is, then with a wildcard for its first
 // label (RFC 6125 §6.4.3). A name that is not found, or none, gets the default:
 // the certificates that cover the first name of the first pair. Of several that
-// fit, the first that the client can check is taken: those with an elliptic key
-// before those with RSA, those in force before those that have expired.
+// fit, those that the client can check are taken, those in force before those
+// that have expired, and then those with an elliptic key before those with RSA.
 //
 // # Files
 //
