@@ -41,7 +41,10 @@ type daemon struct {
 	serving          sync.WaitGroup
 	// current is the configuration in force, for what outlives the reading of
 	// the next one.
-	current atomic.Pointer[config.Config]
+	current  atomic.Pointer[config.Config]
+	lists    atomic.Pointer[lists]
+	vault    *vault // changed by whoever holds mu
+	replaced replaced
 	// retired are the servers that a reload has replaced and that end what they
 	// have begun, until giveUp is cancelled.
 	retired sync.WaitGroup
@@ -117,12 +120,18 @@ func (d *daemon) use(c *config.Config) error {
 	if wantsQueue(c) && d.engine == nil {
 		return errors.New("next = \"queue\" cannot be added while the daemon runs: restart it")
 	}
+	undo, err := d.furnish(c)
+	if err != nil {
+		return err
+	}
 	chains, err := c.Chains(d.modes, d.generation+1)
 	if err != nil {
+		undo()
 		return err
 	}
 	changes, err := d.plan(c)
 	if err != nil {
+		undo()
 		for _, chain := range chains {
 			chain.Close() //nolint:errcheck // the first error is what counts
 		}
@@ -143,6 +152,7 @@ func (d *daemon) use(c *config.Config) error {
 	d.level.Set(c.Log.SlogLevel())
 	d.make(changes)
 	d.closeEarly()
+	d.settle()
 	warnStranded(c, d.log)
 	d.warnUnused()
 	return nil
@@ -238,6 +248,8 @@ func (d *daemon) closeAll() error {
 		errs = append(errs, d.engine.close(context.Background()))
 	}
 	errs = append(errs, d.chains.Swap(nil))
+	d.vault.close()
+	d.lists.Load().close()
 	if d.state != nil {
 		errs = append(errs, d.state.Close())
 	}

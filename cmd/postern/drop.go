@@ -13,21 +13,32 @@ import (
 	"github.com/postern-mta/postern/cmd/postern/config"
 )
 
-// dropRoot makes the directories that the daemon needs, gives those it made to
-// the configured user, and becomes that user. Without a user, or without root,
-// it does nothing.
-func dropRoot(c *config.Config) error {
+// credentials are the user that the daemon becomes.
+type credentials struct{ uid, gid int }
+
+// heir is the user that the daemon becomes, nil if it stays who it is: without
+// a configured user, or without root.
+func heir(c *config.Config) (*credentials, error) {
 	if c.User == "" || os.Getuid() != 0 {
-		return nil
+		return nil, nil
 	}
 	u, err := user.Lookup(c.User)
 	if err != nil {
-		return fmt.Errorf("user: %w", err)
+		return nil, fmt.Errorf("user: %w", err)
 	}
 	uid, err1 := strconv.Atoi(u.Uid)
 	gid, err2 := strconv.Atoi(u.Gid)
 	if err := errors.Join(err1, err2); err != nil {
-		return fmt.Errorf("user %s: %w", c.User, err)
+		return nil, fmt.Errorf("user %s: %w", c.User, err)
+	}
+	return &credentials{uid, gid}, nil
+}
+
+// makeDirs makes the directories that the daemon needs and gives those it made
+// to the user that it will be.
+func (h *credentials) makeDirs(c *config.Config) error {
+	if h == nil {
+		return nil
 	}
 	dirs := []string{c.State, filepath.Dir(c.Admin.Socket)}
 	for _, name := range sortedKeys(c.Listen) {
@@ -36,17 +47,35 @@ func dropRoot(c *config.Config) error {
 		}
 	}
 	for _, dir := range dirs {
-		if err := giveDir(dir, uid, gid); err != nil {
+		if err := h.giveDir(dir); err != nil {
 			return err
 		}
 	}
-	if err := syscall.Setgroups([]int{gid}); err != nil {
+	return nil
+}
+
+// become gives the user what was made below the state directory while the
+// daemon was root, and becomes that user.
+func (h *credentials) become(c *config.Config) error {
+	if h == nil {
+		return nil
+	}
+	err := filepath.WalkDir(tlsDir(c), func(path string, _ fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return errors.Join(err, os.Lchown(path, h.uid, h.gid))
+	})
+	if err != nil {
+		return fmt.Errorf("user %s: %w", c.User, err)
+	}
+	if err := syscall.Setgroups([]int{h.gid}); err != nil {
 		return fmt.Errorf("user %s: setgroups: %w", c.User, err)
 	}
-	if err := syscall.Setgid(gid); err != nil {
+	if err := syscall.Setgid(h.gid); err != nil {
 		return fmt.Errorf("user %s: setgid: %w", c.User, err)
 	}
-	if err := syscall.Setuid(uid); err != nil {
+	if err := syscall.Setuid(h.uid); err != nil {
 		return fmt.Errorf("user %s: setuid: %w", c.User, err)
 	}
 	return nil
@@ -54,12 +83,25 @@ func dropRoot(c *config.Config) error {
 
 // giveDir makes a directory for a user. One that is there already is left as it
 // is: it may be shared, and whether it will do shows when it is used.
-func giveDir(dir string, uid, gid int) error {
+func (h *credentials) giveDir(dir string) error {
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	return os.Chown(dir, uid, gid)
+	return os.Chown(dir, h.uid, h.gid)
+}
+
+// dropRoot is for commands that need nothing of root: it makes the directories
+// and becomes the configured user.
+func dropRoot(c *config.Config) error {
+	h, err := heir(c)
+	if err == nil {
+		err = h.makeDirs(c)
+	}
+	if err == nil {
+		err = h.become(c)
+	}
+	return err
 }

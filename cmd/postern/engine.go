@@ -169,8 +169,13 @@ func (e *engine) hasMailboxes(domain string) bool { return e.config.Load().HasMa
 func (e *engine) isLocal(domain string) bool { return e.config.Load().IsLocal(domain) }
 
 func (e *engine) route(domain string) (host string, port uint16, ok bool) {
-	r, ok := e.config.Load().RouteOf(domain)
+	r, ok := e.routeOf(domain)
 	return r.Host, r.Port, ok
+}
+
+// routeOf is a domain's route; one whose mail goes to mailboxes has none.
+func (e *engine) routeOf(domain string) (config.Route, bool) {
+	return e.config.Load().RouteOf(domain)
 }
 
 // isSelf tells our own name among mail exchangers: mail that would be sent to

@@ -15,6 +15,7 @@ import (
 
 	"github.com/postern-mta/postern/cmd/postern/config"
 	"github.com/postern-mta/postern/pipeline/ingress/handoff"
+	"github.com/postern-mta/postern/pipeline/ingress/throttle"
 )
 
 // server is what answers at an entrance.
@@ -41,7 +42,7 @@ type entrance struct {
 	settings settings
 	server   server
 	kept     *handoff.Kept
-	gate     any
+	gate     *throttle.Gate
 	done     chan struct{} // closed when the server has ended
 }
 
@@ -70,10 +71,10 @@ type settings struct {
 	smtp smtpSettings
 }
 
-func settingsOf(c *config.Config, l *config.Listen) settings {
+func (d *daemon) settingsOf(c *config.Config, l *config.Listen) settings {
 	s := settings{listen: l.Plain(), limits: c.Limits}
 	if l.IsSMTP() {
-		s.smtp = smtpSettingsOf(c, l)
+		s.smtp = d.smtpSettingsOf(c, l)
 	}
 	for _, u := range c.Trusted {
 		s.trusted = append(s.trusted, u.UID)
@@ -89,7 +90,7 @@ type change struct {
 	update *entrance // a new server on an old one
 	server server
 	kept   *handoff.Kept
-	gate   any
+	gate   *throttle.Gate
 	to     settings
 	remove *entrance
 }
@@ -107,7 +108,7 @@ func (d *daemon) plan(c *config.Config) (changes []change, err error) {
 	for _, name := range sortedKeys(c.Listen) {
 		l := c.Listen[name]
 		wanted[place(l)] = true
-		to := settingsOf(c, l)
+		to := d.settingsOf(c, l)
 		old := d.entrances[place(l)]
 		if old != nil && reflect.DeepEqual(old.settings, to) {
 			continue
@@ -356,7 +357,7 @@ func (d *daemon) retire(s server, done chan struct{}) {
 }
 
 // ours is Session.Ours by the configuration in force: a server outlives it.
-func (d *daemon) ours(domain string) bool { return d.current.Load().Ours(domain) }
+func (d *daemon) ours(domain string) bool { return d.lists.Load().ours(domain) }
 
 // address is where the entrance listens.
 func (e *entrance) address() string { return e.listener.Addr().String() }

@@ -143,13 +143,18 @@ func (d *daemon) directServer(name string, listener *net.UnixListener) (server, 
 	if err := d.chains.Swap(pipeline.NewGeneration(1, chains...)); err != nil {
 		return nil, err
 	}
+	more, err := openLists(c, d.log)
+	if err != nil {
+		return nil, reply.With(reply.BadConfig, err)
+	}
 	d.config = c
 	d.current.Store(c)
+	d.lists.Store(more)
 	l := c.Listen[name]
 	if l == nil || l.Next != config.NextQueue || l.IsSMTP() {
 		return nil, reply.With(reply.BadConfig, fmt.Errorf("entrance %q is gone from the configuration", name))
 	}
-	ch := change{path: l.Socket, to: settingsOf(c, l), add: &entrance{path: l.Socket, listener: listener}}
+	ch := change{path: l.Socket, to: d.settingsOf(c, l), add: &entrance{path: l.Socket, listener: listener}}
 	err = d.equip(c, l, &ch)
 	return ch.server, err
 }

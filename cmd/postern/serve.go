@@ -107,12 +107,9 @@ func startDaemon(file string, stderr io.Writer) (*daemon, error) {
 	if d.inherited, err = inheritListeners(); err != nil {
 		return nil, err
 	}
-	if err := d.openEarly(first); err != nil {
+	if err := d.whileRoot(first); err != nil {
 		d.closeEarly()
-		return nil, err
-	}
-	if err := dropRoot(first); err != nil {
-		d.closeEarly()
+		d.vault.close()
 		return nil, err
 	}
 	if err := d.open(first); err != nil {
@@ -121,4 +118,22 @@ func startDaemon(file string, stderr io.Writer) (*daemon, error) {
 	}
 	d.tell(stateReady)
 	return d, nil
+}
+
+// whileRoot does what needs root, and gives it up.
+func (d *daemon) whileRoot(first *config.Config) error {
+	h, err := heir(first)
+	if err != nil {
+		return err
+	}
+	if err := h.makeDirs(first); err != nil {
+		return err
+	}
+	if err := d.openEarly(first); err != nil {
+		return err
+	}
+	if d.vault, err = openVault(first, nil, d.log); err != nil {
+		return err
+	}
+	return h.become(first)
 }

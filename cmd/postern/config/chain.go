@@ -390,3 +390,6 @@ func (c *Config) withTaps(f *Filter, kind *pipeline.Kind) *node {
 
 // commonKeys are the keys that every filter has.
 func commonKeys() []string { return names(fieldsOf(reflect.TypeFor[Filter]())) }
+
+// Deadline is the longest that a chain's message stage may take.
+func (c *Config) Deadline(chain string) time.Duration { return c.chainOptions(chain).Deadline }

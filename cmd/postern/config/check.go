@@ -29,6 +29,7 @@ var checks = []func(*loader){
 	(*loader).checkTrusted,
 	(*loader).checkPaths,
 	(*loader).checkDomains,
+	(*loader).checkSenders,
 	(*loader).checkLimits,
 	(*loader).checkTaps,
 	(*loader).checkChains,
@@ -209,7 +210,7 @@ func (l *loader) checkDomains() {
 	}
 	if !l.written("domains") {
 		l.Config.domains = l.Files.domains()
-		l.Domains = l.Files.taken(l.problems)
+		l.Domains, l.MoreHosts = l.Files.taken(), l.Files.moreHosts(l.problems)
 		if len(l.Domains) > 0 {
 			l.from["domains"] = l.where(l.Files.at("rcpthosts", 0))
 		}
@@ -228,6 +229,20 @@ func (l *loader) checkDomains() {
 		l.suggest(l.at(item), suggestion, "domains: %s is no domain; write example.org, or .example.org for all below it", show(entry))
 	}
 	l.Config.domains = domains{taken: rules.NewDomainList(l.Domains)}
+}
+
+// checkSenders reads control/badmailfrom.
+func (l *loader) checkSenders() {
+	lines, ok := l.Files.Lines("badmailfrom")
+	if !ok {
+		return
+	}
+	list, err := rules.NewAddressList(lines, rules.Globs)
+	if err != nil {
+		l.add(l.Files.at("badmailfrom", lineOf(err)), "%v", err)
+		return
+	}
+	l.BadMailFrom = list
 }
 
 func (l *loader) checkLimits() {

@@ -18,6 +18,7 @@ import (
 	"strconv"
 
 	"github.com/postern-mta/postern/pipeline"
+	"github.com/postern-mta/postern/rules"
 )
 
 // MaxFile is the longest configuration file, in bytes.
@@ -54,6 +55,11 @@ type Config struct {
 	Settings
 	// Files are the files of the control directory.
 	Files Control
+	// MoreHosts is the path of control/morercpthosts.cdb, whose domains strangers
+	// may send to as well; "" if it does not count.
+	MoreHosts string
+	// BadMailFrom is control/badmailfrom; nil if there is none.
+	BadMailFrom *rules.AddressList
 	// Warnings are what looks wrong and does not stand in the way.
 	Warnings []*Error
 
@@ -153,11 +159,12 @@ func lookupUser(name string) (uint32, error) {
 }
 
 // Ours reports whether mail for a domain is our business: those of domains, or
-// of rcpthosts, morercpthosts, locals and virtualdomains.
+// of rcpthosts, locals and virtualdomains; those of MoreHosts are not asked for.
 func (c *Config) Ours(domain string) bool { return c.domains.ours(domain) || c.IsLocal(domain) }
 
 // Accepts reports whether strangers may send to a domain: those of domains, or
-// of rcpthosts and morercpthosts. Where neither is there, to none.
+// of rcpthosts; those of MoreHosts are not asked for. Where neither is there, to
+// none.
 func (c *Config) Accepts(domain string) bool {
 	_, ok := c.domains.taken.Match(domain)
 	return ok

@@ -198,12 +198,12 @@ func (d *domains) ours(domain string) bool {
 // taken are the domains that strangers may send to. A missing rcpthosts, which
 // in qmail means that everybody may relay, here means that mail is taken for
 // nobody.
-func (c *Control) taken(p *problems) []string {
+func (c *Control) taken() []string {
 	var all []string
 	for _, l := range c.files["rcpthosts"] {
 		all = append(all, l.Text)
 	}
-	return append(all, c.moreHosts(p)...)
+	return all
 }
 
 // domains reads the lists of what is delivered here. As in qmail, locals is me
@@ -234,29 +234,20 @@ func hasKey(m map[string]string, key string) bool {
 	return ok
 }
 
-// moreHosts is morercpthosts. qmail reads its compiled form only, so the source
-// counts if there is one.
-func (c *Control) moreHosts(p *problems) []string {
+// moreHosts is the path of morercpthosts.cdb, "" if there is none. qmail reads
+// the compiled form only, so it is what counts.
+func (c *Control) moreHosts(p *problems) string {
 	if c.Dir == "" {
-		return nil
+		return ""
 	}
-	lines, source := c.files["morercpthosts"]
-	_, err := os.Stat(filepath.Join(c.Dir, "morercpthosts.cdb"))
-	switch compiled := err == nil; {
-	case compiled && !source:
-		p.warn(c.at("morercpthosts.cdb", 0), "is not read in this version: write its domains to rcpthosts or, in the configuration, to domains")
-		return nil
-	case source && !compiled:
+	compiled := filepath.Join(c.Dir, "morercpthosts.cdb")
+	if info, err := os.Stat(compiled); err == nil && info.Mode().IsRegular() {
+		return compiled
+	}
+	if _, source := c.files["morercpthosts"]; source {
 		p.warn(c.at("morercpthosts", 0), "does not count without morercpthosts.cdb: run qmail-newmrh, as qmail needs it too")
-		return nil
-	case source:
-		p.warn(c.at("morercpthosts.cdb", 0), "is not read in this version; its source morercpthosts is")
 	}
-	hosts := make([]string, len(lines))
-	for i, l := range lines {
-		hosts[i] = l.Text
-	}
-	return hosts
+	return ""
 }
 
 // taps are the lines of control/taps. Those that are wrong are reported.

@@ -37,7 +37,7 @@ func TestOurs(t *testing.T) {
 			"..":                       {false, false},
 		}},
 		{`control = "control-more"`, map[string]row{
-			"more.example": {true, true}, "example.org": {true, true}, "mx.example.org": {true, false}, // locals is me by default
+			"more.example": {false, false}, "example.org": {true, true}, "mx.example.org": {true, false}, // locals is me by default
 		}},
 		{`control = "control-me"`, map[string]row{"more.example": {false, false}}},
 		// A missing rcpthosts relays nothing.
