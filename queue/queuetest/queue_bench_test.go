@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -196,6 +197,44 @@ func BenchmarkBacklog(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkSubmit submits messages of 4 KiB that are held, by as many senders as
+// an SMTP server has: how long each waits, and how many flushes and how much
+// time of processors a message costs.
+func BenchmarkSubmit(b *testing.B) {
+	text := "Subject: x\n\n" + strings.Repeat("0123456789abcdefghijklmnopqrstuvwxyz0123456789abcdefghijklmnop\n", 64)
+	for _, writers := range []int{1, 16, 64} {
+		b.Run(fmt.Sprint(writers), func(b *testing.B) {
+			q := &bench{b: b, dir: b.TempDir()}
+			q.open()
+			defer q.close()
+			hold := &store.Hold{Reason: "bench"}
+			q.submit(64, text, hold, addresses(10_000, "w%d@w.example")) // the first logs are slower
+			to := make([]string, b.N)
+			for i := range to {
+				to[i] = fmt.Sprintf("r%d@d%d.example", i, i%1000)
+			}
+			syncs, used := q.st.Stats().Syncs, cpu(b)
+			b.ResetTimer()
+			took := q.submit(writers, text, hold, to)
+			b.StopTimer()
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "msg/s")
+			b.ReportMetric(float64(q.st.Stats().Syncs-syncs)/float64(b.N), "flushes/msg")
+			b.ReportMetric(float64((cpu(b)-used).Microseconds())/float64(b.N), "cpu-µs/msg")
+			b.ReportMetric(float64(percentile(took, 50).Microseconds())/1000, "p50-ms")
+			b.ReportMetric(float64(percentile(took, 99).Microseconds())/1000, "p99-ms")
+		})
+	}
+}
+
+func cpu(b *testing.B) time.Duration {
+	b.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // BenchmarkMillion loads a million recipients over a hundred thousand domains,

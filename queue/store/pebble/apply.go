@@ -223,7 +223,11 @@ func (a *change) commit(ctx context.Context) (wait func(), err error) {
 			return nil, err
 		}
 	}
-	return a.s.commit(a.batch), nil
+	wait = a.s.commit(a.batch)
+	for id := range a.puts {
+		a.s.used.add(id)
+	}
+	return wait, nil
 }
 
 // lock takes the stripes of all messages concerned, in order.
@@ -269,10 +273,15 @@ func (a *change) put() error {
 		p := a.puts[a.b.Puts[i].Message.ID]
 		id := p.Message.ID
 		// A key of e or b that is set twice would come back when it is deleted.
-		if there, err := a.has(envelopeKey(id, 0)); err != nil {
-			return err
-		} else if there {
-			return fmt.Errorf("message %s is stored already", id)
+		there, unknown := a.s.used.has(id)
+		if unknown {
+			var err error
+			if there, err = a.has(envelopeKey(id, 0)); err != nil {
+				return err
+			}
+		}
+		if there {
+			return fmt.Errorf("message %s was put before", id)
 		}
 		if err := a.putMessage(p); err != nil {
 			return err

@@ -108,7 +108,7 @@ func (s *Store) openIDs() error {
 	if err != nil || mark == 0 {
 		return err
 	}
-	s.ids.last, s.ids.durable = mark-1, mark
+	s.ids.last, s.ids.durable, s.used.floor = mark-1, mark, mark-1
 	return nil
 }
 

@@ -106,6 +106,10 @@ func (s *Store) engine(fs vfs.FS, lock *pebble.Lock) *pebble.Options {
 		CacheSize:     s.o.CacheSize,
 		MaxOpenFiles:  s.o.OpenFiles,
 		MemTableSize:  uint64(s.o.MemTableSize),
+		// Mail that leaves soon is never merged if merging waits: the tables that a
+		// reader has to look into are few, and most have a filter that says no.
+		L0CompactionThreshold: 8,
+		L0StopWritesThreshold: 24,
 		// A table must be flushed and merged a few times a minute at full rate:
 		// one compaction at a time keeps a core free for mail.
 		CompactionConcurrencyRange: func() (int, int) { return 1, 2 },

@@ -52,6 +52,7 @@ type Store struct {
 	bodies *directory
 	spool  spool
 	ids    ids
+	used   used
 	space  space
 	counts counts
 

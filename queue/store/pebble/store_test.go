@@ -119,3 +119,43 @@ func TestPutReadReopen(t *testing.T) {
 		t.Error(id)
 	}
 }
+
+// TestPutTwice: an id is used once, whether the store remembers it, has
+// forgotten it, or was opened again; one whose batch was not applied is not
+// used.
+func TestPutTwice(t *testing.T) {
+	mem := vfs.NewMem()
+	s := mustOpen(t, testOptions("q", mem))
+	put := func(ctx context.Context, m store.Message) error {
+		return s.Apply(ctx, &store.Batch{Puts: []store.Put{{Message: m, Body: message.BytesBody([]byte("x"))}}}, false)
+	}
+	var all []store.Message
+	for i := range 3*generation + 10 {
+		m := testMessage(s, "a@example.com")
+		if i%3 == 0 { // an id that nothing is put under
+			m = testMessage(s, "a@example.com")
+		}
+		if i%100 == 0 {
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			if err := put(ctx, m); err == nil {
+				t.Fatal("a batch was applied after its context had ended")
+			}
+		}
+		if err := put(t.Context(), m); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, m)
+	}
+	for range 2 {
+		for i := 0; i < len(all); i += 7 {
+			if put(t.Context(), all[i]) == nil {
+				t.Fatalf("message %d of %d was put twice", i, len(all))
+			}
+		}
+		mustVerify(t, s)
+		s.Close()
+		s = mustOpen(t, testOptions("q", mem))
+	}
+	s.Close()
+}
