@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/postern-mta/postern/pipeline"
@@ -122,5 +123,11 @@ func (s slots) give() { <-s }
 func orNumber[N int | int64 | uint8 | uint32 | uint64](n *N, otherwise N) {
 	if *n <= 0 {
 		*n = otherwise
+	}
+}
+
+func orTime(d *time.Duration, otherwise time.Duration) {
+	if *d <= 0 {
+		*d = otherwise
 	}
 }
