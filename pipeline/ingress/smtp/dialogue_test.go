@@ -60,7 +60,7 @@ func TestDialogues(t *testing.T) {
 	t.Logf("%d dialogues", count)
 }
 
-var stepLine = regexp.MustCompile(`^(C|C-|S|S\+|EOF|CLOSE|WAIT|TLS|STORED|FROM|TO|BODY|HEAD|ORIGIN|HOLD|WRITES|LOG|NOLOG|TRANSCRIPT|STOP|RESETS)(?:\*(\d+))?(?::(?: (.*))?)?$`)
+var stepLine = regexp.MustCompile(`^(C|C-|S|S\+|EOF|CLOSE|WAIT|TLS|STORED|FROM|TO|BODY|HEAD|ORIGIN|HOLD|WRITES|LOG|NOLOG|TRANSCRIPT|STOP|RESETS|AT|ENVELOPE)(?:\*(\d+))?(?::(?: (.*))?)?$`)
 
 func readDialogues(t *testing.T, file string) []*dialogue {
 	t.Helper()
@@ -87,7 +87,7 @@ func readDialogues(t *testing.T, file string) []*dialogue {
 			if m[2] != "" {
 				times, _ = strconv.Atoi(m[2]) //nolint:errcheck // they are digits
 			}
-			d.steps = append(d.steps, step{where, m[1], m[3], times})
+			d.add(t, step{where, m[1], m[3], times})
 		case len(d.steps) == 0 && (isOption || strings.TrimSpace(line) == line && !strings.Contains(line, " ")):
 			d.options = append(d.options, setting{strings.TrimSuffix(key, ":"), value})
 		default:
@@ -95,6 +95,45 @@ func readDialogues(t *testing.T, file string) []*dialogue {
 		}
 	}
 	return all
+}
+
+// preambles bring a session from its beginning into a state.
+var preambles = [...]struct {
+	state string
+	steps []step
+}{
+	{"fresh", []step{{verb: "S", text: "220 mx.example.org ..."}}},
+	{"ready", []step{{verb: "C", text: "EHLO client.example"}, {verb: "S+", text: "250"}}},
+	{"sender", []step{{verb: "C", text: "MAIL FROM:<a@client.example>"}, {verb: "S", text: "250 2.1.0 ok"}}},
+	{"rcpts", []step{{verb: "C", text: "RCPT TO:<b@example.org>"}, {verb: "S", text: "250 2.1.5 ok"}}},
+	{"data", []step{{verb: "C", text: "DATA"}, {verb: "S", text: "354 ..."}}},
+	{"chunks", []step{{verb: "C", text: "BDAT 6"}, {verb: "C", text: "A: b"}, {verb: "S", text: "250 2.0.0 6 octets received"}}},
+}
+
+// add appends a step. AT stands for all that leads to a state.
+func (d *dialogue) add(t *testing.T, s step) {
+	if s.verb != "AT" {
+		d.steps = append(d.steps, s)
+		return
+	}
+	for _, p := range preambles {
+		if p.state == "data" && s.text != "data" {
+			continue
+		}
+		for _, n := range p.steps {
+			n.where, n.times = s.where, 1
+			for _, o := range d.options {
+				if o == (setting{"service", "lmtp"}) {
+					n.text = strings.Replace(n.text, "EHLO", "LHLO", 1)
+				}
+			}
+			d.steps = append(d.steps, n)
+		}
+		if p.state == s.text {
+			return
+		}
+	}
+	t.Fatalf("%s: there is no state %q", s.where, s.text)
 }
 
 func (d *dialogue) has(key string) bool {
@@ -513,6 +552,9 @@ func (d *dialogue) end(t *testing.T, st *stage, server *Server, served <-chan er
 	if err := <-served; err != nil {
 		t.Error(err)
 	}
+	if err := st.o.Chains.(*pipeline.Generations).Swap(nil); err != nil {
+		t.Error(err)
+	}
 	if t.Failed() {
 		return
 	}
@@ -581,6 +623,13 @@ func (st *stage) check(t *testing.T, server *Server, c *client, s step) {
 		same(body)
 	case "HEAD":
 		matches(t, s, head)
+	case "ENVELOPE":
+		for _, r := range last.envelope.Recipients {
+			if r.DSN != nil {
+				head += fmt.Sprintf("%+v", *r.DSN)
+			}
+		}
+		matches(t, s, head+fmt.Sprintf("%+v", last.envelope))
 	case "ORIGIN":
 		matches(t, s, fmt.Sprintf("%+v", last.origin))
 	case "WRITES":
