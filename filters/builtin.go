@@ -3,6 +3,7 @@
 package filters
 
 import (
+	"github.com/postern-mta/postern/filters/dnsbl"
 	"github.com/postern-mta/postern/filters/header"
 	"github.com/postern-mta/postern/filters/rule"
 	"github.com/postern-mta/postern/filters/tap"
@@ -11,5 +12,5 @@ import (
 
 // Kinds are the built-in filters, in the order of their names.
 func Kinds() []pipeline.Kind {
-	return []pipeline.Kind{header.Kind(), rule.Kind(), tap.Kind()}
+	return []pipeline.Kind{dnsbl.Kind(), header.Kind(), rule.Kind(), tap.Kind()}
 }

@@ -40,11 +40,15 @@ func (s *Session) HeloMatches() bool {
 }
 
 // HeloFQDN reports whether the client's name for itself has the form of a host
-// name in the DNS (RFC 5321 §2.3.5): at least two labels, the last no number.
-// Underscores are let pass, since many honest hosts have them, and so are
-// characters of other scripts in UTF-8 (RFC 6531 §3.7.1).
-func (s *Session) HeloFQDN() bool {
-	name := strings.TrimSuffix(s.Helo, ".")
+// name in the DNS.
+func (s *Session) HeloFQDN() bool { return IsFQDN(s.Helo) }
+
+// IsFQDN reports whether a name has the form of a full host name in the DNS
+// (RFC 5321 §2.3.5): at least two labels, the last no number. Underscores are
+// let pass, since many honest hosts have them, and so are characters of other
+// scripts in UTF-8 (RFC 6531 §3.7.1) and a dot at the end.
+func IsFQDN(name string) bool {
+	name = strings.TrimSuffix(name, ".")
 	if len(name) > 253 || !utf8.ValidString(name) {
 		return false
 	}
