@@ -84,7 +84,7 @@ func TestHelo(t *testing.T) {
 	const fqdn, literal, matches = 1, 2, 4
 	long := strings.Repeat("a", 63)
 	for helo, want := range map[string]int{
-		"": 0, "localhost": 0, "friend": 0, ".": 0, "..": 0, "a..b": 0, ".a.b": 0, "-a.b": 0, "a.b-": 0, "192.0.2.1": 0, "a.1": 0, "a b.c": 0, "a.b\r": 0, "a.(b)": 0, "\xff.org": 0,
+		"": 0, "localhost": 0, "friend": 0, ".": 0, "..": 0, "a..b": 0, ".a.b": 0, "-a.b": 0, "a.b-": 0, "192.0.2.1": 0, "a.1": 0, "a b.c": 0, "a.b\r": 0, "a.(b)": 0, "a\u2028b.org": 0, "a\u0085b.org": 0, "a\u00a0.org": 0, "\xff.org": 0,
 		"mail.example.net": fqdn | matches, "MAIL.Example.NET.": fqdn | matches, "other.example.net": fqdn, "1.a": fqdn, "my_host.example.net": fqdn, "b\u00fccher.example": fqdn,
 		long + ".example": fqdn, long + "a.example": 0, strings.Repeat("a.", 126) + "b": fqdn, strings.Repeat("a.", 127) + "b": 0,
 		"[192.0.2.1]": literal | matches, "[192.0.2.2]": literal, "[IPv6:2001:db8::1]": literal, "[ipv6:::ffff:192.0.2.1]": literal | matches, "[2001:db8::1]": literal,

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"net/netip"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -45,7 +46,7 @@ func (s *Session) HeloFQDN() bool { return IsFQDN(s.Helo) }
 
 // IsFQDN reports whether a name has the form of a full host name in the DNS
 // (RFC 5321 §2.3.5): at least two labels, the last no number. Underscores are
-// let pass, since many honest hosts have them, and so are characters of other
+// let pass, since many honest hosts have them, and so are letters of other
 // scripts in UTF-8 (RFC 6531 §3.7.1) and a dot at the end.
 func IsFQDN(name string) bool {
 	name = strings.TrimSuffix(name, ".")
@@ -64,8 +65,8 @@ func IsFQDN(name string) bool {
 // notInLabel reports whether a character cannot stand in a host name.
 func notInLabel(r rune) bool {
 	switch {
-	case r >= '0' && r <= '9', r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r == '-', r == '_', r >= utf8.RuneSelf:
+	case r >= '0' && r <= '9', r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r == '-', r == '_':
 		return false
 	}
-	return true
+	return r < utf8.RuneSelf || !unicode.In(r, unicode.L, unicode.M, unicode.N)
 }
