@@ -125,7 +125,7 @@ func (e *entity) identity(c Content) ([]Content, error) {
 	line, rest, _ := bytes.Cut(bytes.TrimLeft(b, " \t\r\n"), newline)
 	line = bytes.TrimRight(line, " \t\r")
 	if looksBase64(line, rest) {
-		e.find(EncodingGuessed, e.p, "base64")
+		e.findIn(c, because(EncodingGuessed))
 		c.Reading |= because(EncodingGuessed)
 		more, err := e.base64(withHow(c, Base64))
 		if err != nil {
@@ -181,7 +181,7 @@ func (e *entity) base64(c Content) ([]Content, error) {
 	if found == 0 {
 		return list, nil
 	}
-	e.findAll(found, e.p)
+	e.findIn(c, found)
 	add := func(how How, why ...Reason) {
 		x := withHow(c, how)
 		x.Reading |= because(why...)
@@ -211,7 +211,7 @@ func (e *entity) quoted(c Content) ([]Content, error) {
 	if l.found == 0 {
 		return list, nil
 	}
-	e.findAll(l.found, e.p)
+	e.findIn(c, l.found)
 	for _, x := range []struct {
 		why Reason
 		how How
@@ -223,6 +223,14 @@ func (e *entity) quoted(c Content) ([]Content, error) {
 		}
 	}
 	return list, nil
+}
+
+// findIn notes what is odd about a content, if the part's own reading comes to
+// it: what a body looks like that begins elsewhere says nothing.
+func (e *entity) findIn(c Content, found Reading) {
+	if c.Reading.sameAs(e.p.Reading) || len(e.p.Encodings) > 1 {
+		e.findAll(found, e.p)
+	}
 }
 
 // look has a decoder's bytes looked at.

@@ -225,9 +225,11 @@ func (e *entity) compareNames() {
 		}
 		exts := n.extensionSet()
 		e.byName = e.byName || slices.ContainsFunc(exts, func(x string) bool { return savedMessages[x] })
-		if !seen {
+		switch {
+		case len(exts) == 0:
+		case !seen:
 			first, seen = exts, true
-		} else if !slices.Equal(first, exts) {
+		case !slices.Equal(first, exts):
 			e.find(NameContradicts, e.p, strings.Join(append(first, exts...), ", "))
 		}
 	}

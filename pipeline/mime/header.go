@@ -70,6 +70,9 @@ func parseHeader(b []byte, whole bool, maxField, maxFields int) (h header, compl
 		next := i + end + 1
 		if end < 0 {
 			if !whole {
+				if !p.any && len(b)-i > maxPlainLine && bytes.IndexByte(b[i:], ':') < 0 {
+					p.odd(i, b[i:]) // so long a line without a colon is no field
+				}
 				return p.h, false
 			}
 			end, next = len(b)-i, len(b)
@@ -90,6 +93,10 @@ func parseHeader(b []byte, whole bool, maxField, maxFields int) (h header, compl
 	p.noEnd()
 	return p.h, true
 }
+
+// maxPlainLine is how long a line without a colon may be before it is taken for
+// text although its end has not been seen.
+const maxPlainLine = 4 << 10
 
 // end has the header end at a blank line, behind which the body begins.
 func (p *headerParser) end(next int) {

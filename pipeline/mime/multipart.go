@@ -198,7 +198,7 @@ func (e *entity) between(src *source, from, end int64, cuts []cut, reading Readi
 			}
 		}
 		e.add(e.p, src, c.next, stop, Entity, reading, kind)
-		if len(e.m.Exceeded) > 0 && e.parts >= e.o.Limits.Parts {
+		if e.full {
 			return nil
 		}
 	}

@@ -214,6 +214,10 @@ func looseParameters(s string, params []parameter, max int) ([]parameter, bool) 
 	}
 	cutAtSemicolons(s, true, add)
 	cutAtSemicolons(s, false, add)
+	if strings.IndexByte(s, '(') >= 0 {
+		p := valueParser{s: s}
+		cutAtSemicolons(p.until(""), true, add)
+	}
 	findParameters(s, add)
 	return params, more
 }
@@ -319,6 +323,9 @@ func addFound(s, name, stars string, eq int, add func(name, value string)) {
 			v = strings.TrimRight(v[:k], " \t")
 		}
 		add(w+stars, v)
+		if k := strings.IndexByte(v, ')'); k > 0 {
+			add(w+stars, v[:k])
+		}
 		return
 	}
 }

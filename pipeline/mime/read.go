@@ -48,6 +48,7 @@ type reader struct {
 	strict, odd []*Part
 	seen        map[place]bool
 	parts       int
+	full        bool // there may be no more parts
 	sources     int
 	work        int64 // bytes that may still be looked at
 	decoded     int64 // bytes that may still be decoded into the spool
@@ -152,7 +153,7 @@ func (r *reader) add(parent *Part, src *source, start, end int64, role Role, rea
 		r.exceed(DepthLimit, parent.Path)
 		return nil
 	}
-	if r.parts >= r.o.Limits.Parts {
+	if r.full = r.full || r.parts >= r.o.Limits.Parts; r.full {
 		r.exceed(PartsLimit, parent.Path)
 		return nil
 	}

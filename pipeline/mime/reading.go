@@ -90,7 +90,7 @@ var reasonTable = [reasons]struct {
 	severity Severity
 	about    string
 }{
-	HeaderEndsAtBlanks:  {"header-ends-at-blanks", Odd, "a line of blanks in the header may end it"},
+	HeaderEndsAtBlanks:  {"header-ends-at-blanks", Notice, "a line of blanks in the header may end it"},
 	HeaderEndsAtGarbage: {"header-ends-at-garbage", Odd, "a line in the header is no field and may end it"},
 	HeaderMissing:       {"header-missing", Notice, "a part without a header, or whose header does not end"},
 	HeaderAfterBlank:    {"header-after-blank", Odd, "fields that follow a blank line where the header should begin"},

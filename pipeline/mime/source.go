@@ -211,7 +211,25 @@ func hasBareCR(b []byte, open bool) (bare, stillOpen bool) {
 // scan indexes the source. It reports whether there were more delimiters or
 // marks than it may keep.
 func (s *source) scan(ctx context.Context, buf []byte, maxLines, maxMarks int) (tooMany, tooManyMarks bool, err error) {
-	return s.scanReader(ctx, s.section(0, s.size), buf, maxLines, maxMarks)
+	c := countReader{r: s.section(0, s.size)}
+	tooMany, tooManyMarks, err = s.scanReader(ctx, &c, buf, maxLines, maxMarks)
+	if err == nil && c.n < s.size {
+		err = io.ErrUnexpectedEOF
+	}
+	return tooMany, tooManyMarks, err
+}
+
+// countReader counts what is read.
+type countReader struct {
+	r io.Reader
+	n int64
+}
+
+// Read reads as io.Reader does.
+func (c *countReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
 }
 
 // scanReader is scan of what r reads.
