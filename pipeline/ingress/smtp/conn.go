@@ -1,6 +1,7 @@
 package smtp
 
 import (
+	"crypto/tls"
 	"errors"
 	"net"
 	"net/netip"
@@ -256,11 +257,13 @@ const (
 	lingerTime  = 2 * time.Second
 )
 
-// close writes what is left to say and closes the connection.
+// closeConn writes what is left to say and closes the connection.
 func (n *session) closeConn() {
 	n.flush() //nolint:errcheck // nobody is left to tell
+	if t, ok := n.conn.(*tls.Conn); ok && n.linger {
+		t.CloseWrite() //nolint:errcheck // a courtesy
+	}
 	if half, ok := n.raw.(interface{ CloseWrite() error }); ok && n.linger && half.CloseWrite() == nil {
-		n.grow()
 		deadline := time.Now().Add(lingerTime)
 		if n.raw.SetReadDeadline(deadline) == nil && n.srv.ctx.Err() == nil {
 			var b [512]byte

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"strconv"
+	"time"
 
 	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/reply"
@@ -69,7 +70,11 @@ func (n *session) bdat(args []byte) {
 			n.empty()
 		}
 	default:
-		if n.skipChunk(size) {
+		switch {
+		case !n.skipChunk(size):
+		case n.dropping:
+			n.answer(noTransaction)
+		default:
 			n.bad(noTransaction)
 		}
 	}
@@ -81,10 +86,9 @@ func (n *session) skipChunk(size int64) bool {
 		n.hangUp("too much after an error", tooMuchAfter)
 		return false
 	}
-	n.reading = true
-	err := wire.NewChunkReader(n.in, size, true, true, nil).Skip()
-	n.reading = false
-	if err != nil {
+	// All of it must come within the time of a command.
+	n.until = time.Now().Add(n.srv.o.Timeouts.Command)
+	if err := wire.NewChunkReader(n.in, size, true, true, nil).Skip(); err != nil {
 		n.lost(err)
 		return false
 	}
@@ -114,6 +118,7 @@ func (n *session) chunked(size int64, last bool) {
 		}
 		if !n.chunk.last && n.broken == nil && n.ended == "" {
 			// LMTP answers each recipient only behind the last chunk (RFC 2033 §4.2).
+			n.dropping = true
 			n.tx.rec.answer, n.tx.rec.err = reply.Of(err), err
 			n.answer(reply.Of(err))
 			n.finish()

@@ -97,7 +97,7 @@ func (n *session) decide(m message.Message) (r reply.Reply, each []reply.Reply, 
 		return tooSlow, nil, context.Cause(ctx)
 	}
 	if out.Reply.Class != reply.Success {
-		return out.Reply, fates(out, reply.OK), nil
+		return out.Reply, n.each(out, reply.OK), nil
 	}
 	all := out.Outgoing
 	if len(out.Refused) > 0 {
@@ -110,7 +110,7 @@ func (n *session) decide(m message.Message) (r reply.Reply, each []reply.Reply, 
 		all = append(all[:len(all):len(all)], reports...)
 	}
 	if len(all) == 0 {
-		return out.Reply, fates(out, out.Reply), nil
+		return out.Reply, n.each(out, out.Reply), nil
 	}
 	if n.hungUp() {
 		return reply.Trouble, nil, errGone
@@ -124,12 +124,15 @@ func (n *session) decide(m message.Message) (r reply.Reply, each []reply.Reply, 
 	} else {
 		t.rec.stored = len(all)
 	}
-	return r, fates(out, r), err
+	return r, n.each(out, r), err
 }
 
-// fates are the answers of the recipients, stored being that of those for whom
-// the message was to be stored.
-func fates(out *pipeline.Outcome, stored reply.Reply) []reply.Reply {
+// each are the answers of the recipients where the protocol gives them, stored
+// being that of those for whom the message was to be stored.
+func (n *session) each(out *pipeline.Outcome, stored reply.Reply) []reply.Reply {
+	if n.srv.o.Service != LMTP {
+		return nil
+	}
 	each := make([]reply.Reply, len(out.Fates))
 	for i := range out.Fates {
 		if each[i] = out.Fates[i].Reply; each[i].Class == reply.Success {

@@ -43,6 +43,7 @@ func (n *session) mail(args []byte) {
 		return
 	}
 	n.count++
+	n.dropping = false
 	if n.idle++; n.idle > o.Limits.Idle {
 		n.hangUp("too many idle commands", tooManyIdle)
 		return

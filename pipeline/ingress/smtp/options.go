@@ -208,6 +208,9 @@ type Options struct {
 
 	// Gate may be nil: no bounds but Limits.Sessions.
 	Gate Gate
+	// Strike hears of strangers whose session ended by their fault, with points
+	// for how bad it was, from 2 to 10; it may be nil.
+	Strike func(addr netip.Addr, points int)
 	// Names may be nil: clients have no names.
 	Names Names
 	// Relay may be nil: everybody is a stranger, and only Ours get mail.

@@ -53,6 +53,9 @@ type session struct {
 	count   int    // of transactions
 	pending []byte // the command that ended a message between two chunks
 	chunk   chunk
+	// dropping is set behind a chunk that was refused: the client may have sent
+	// the others of its message already, which is no error of its own.
+	dropping bool
 
 	// What was refused or led nowhere so far, for Limits.
 	errors, badCommands, idle, unknown, logins int
@@ -79,7 +82,8 @@ func (n *session) run() {
 	defer n.close()
 	defer func() {
 		if p := recover(); p != nil {
-			n.end("panic")
+			n.reading = false
+			n.hangUp("panic", no(421, 3, 0, "temporary trouble here, please try again later"))
 			n.srv.o.Log.Error("a client made the entrance fail; please report this", "session", n.id, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 		}
 	}()
@@ -122,6 +126,7 @@ func (n *session) first() bool {
 
 // close gives up all that is still held.
 func (n *session) close() {
+	n.strike()
 	n.abort("connection")
 	n.closeConn()
 	n.stopJudging()
@@ -134,6 +139,19 @@ func (n *session) close() {
 		n.large = nil
 	}
 	n.log()
+}
+
+// strikes are the points against a stranger for what ended its session.
+var strikes = map[string]int{
+	"early talker": 5, "not SMTP": 10, "too many errors": 5, "too many refused recipients": 5, "too many idle commands": 2,
+	"too many failed logins": 5, "line too long": 5, "bad chunk": 5, "spoke after STARTTLS": 10,
+}
+
+func (n *session) strike() {
+	points := strikes[n.ended]
+	if points > 0 && n.srv.o.Strike != nil && n.peer.IsValid() && n.facts.Standing == pipeline.Stranger {
+		n.srv.o.Strike(n.peer.Addr(), points)
+	}
 }
 
 // connect does what comes before the first command, and reports whether there
@@ -193,7 +211,7 @@ func (n *session) show() *pipeline.Session {
 
 // admitted asks the Gate, and says its no.
 func (n *session) admitted() bool {
-	if n.srv.o.Gate == nil {
+	if n.srv.o.Gate == nil || !n.peer.IsValid() {
 		return true
 	}
 	release, err := n.srv.o.Gate.Admit(n.peer.Addr())
