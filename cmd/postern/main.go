@@ -82,7 +82,7 @@ Begin with "postern demo", then write a configuration and "postern check" it.`,
 	}
 	c.AddCommand(
 		serveCommand(), checkCommand(), explainCommand(), filterCommand(), statusCommand(), reloadCommand(),
-		queueCommand(), queueDirectCommand(), qstatCommand(), qreadCommand(), metricsCommand(), configCommand(), passwordCommand(), sinkCommand(), demoCommand(), manCommand(), versionCommand(),
+		queueCommand(), queueDirectCommand(), qstatCommand(), qreadCommand(), metricsCommand(), configCommand(), passwordCommand(), checkpasswordHelperCommand(), sinkCommand(), demoCommand(), manCommand(), versionCommand(),
 	)
 	return c
 }

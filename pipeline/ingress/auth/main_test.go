@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -17,8 +18,27 @@ import (
 	"github.com/postern-mta/postern/pipeline/reply"
 )
 
+// TestMain lets the test binary stand in for the processes that tests start.
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 {
+		if role, ok := roles()[os.Args[1]]; ok {
+			if err := role(os.Args[2:]); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			os.Exit(0)
+		}
+	}
 	goleak.VerifyTestMain(m)
+}
+
+func roles() map[string]func(args []string) error {
+	return map[string]func([]string) error{
+		"checkpassword-helper": func(args []string) error { return ServeHelper(args[0], slog.Default()) },
+		"dropping-daemon":      droppingDaemon,
+		"unprivileged-daemon":  unprivilegedDaemon,
+		"become-root":          becomeRoot,
+	}
 }
 
 // cheap is a cost that tests can afford.
