@@ -30,7 +30,6 @@ var (
 	tooManyBad   = no(421, 7, 0, "too many errors, closing the connection")
 	tooManyIdle  = no(421, 7, 0, "too many commands that lead nowhere, closing the connection")
 	tooManyMails = no(421, 7, 0, "too many messages in one session, please connect again")
-	tooMuchAfter = no(421, 3, 4, "too much after an error, closing the connection")
 	earlyTalker  = no(554, 5, 1, "you spoke before my greeting")
 	notSMTP      = no(554, 5, 1, "this is a mail server, and that was not SMTP")
 

@@ -2,6 +2,7 @@ package smtp
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"errors"
 	"strings"
@@ -135,7 +136,9 @@ func (n *session) login(user, password string) {
 		n.loginFailed(authFailed)
 		return
 	}
-	name, err := n.srv.o.Auth.Authenticate(n.srv.ctx, n.show(), user, password)
+	ctx, cancel := context.WithTimeoutCause(n.srv.ctx, n.srv.o.Timeouts.Judge, errSlow)
+	defer cancel()
+	name, err := n.srv.o.Auth.Authenticate(ctx, n.show(), user, password)
 	if err == nil && name == "" {
 		err = errors.New("the user has no name")
 	}

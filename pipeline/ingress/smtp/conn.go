@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -315,20 +316,26 @@ func (p *prefixed) Read(b []byte) (int, error) {
 	return p.Conn.Read(b)
 }
 
-// transcribe writes a line of the transcript. It must not hold a password.
-func (n *session) transcribe(who string, line []byte) {
+// transcribe writes lines of the transcript, as printable ones. They must not
+// hold a password.
+func (n *session) transcribe(who string, lines []byte) {
 	if n.transcript == nil {
 		return
 	}
-	line = append([]byte(who), line...)
-	if line[len(line)-1] != '\n' {
-		line = append(line, '\n')
+	var b []byte
+	for line := range strings.SplitSeq(strings.TrimSuffix(string(lines), "\r\n"), "\r\n") {
+		b = append(b, who...)
+		b = append(b, clean(line, maxTranscribed)...)
+		b = append(b, '\n')
 	}
-	if _, err := n.transcript.Write(line); err != nil {
+	if _, err := n.transcript.Write(b); err != nil {
 		n.srv.o.Log.Warn("transcript ends early", "session", n.id, "error", err)
 		n.endTranscript()
 	}
 }
+
+// maxTranscribed is how much of a line stands in a transcript.
+const maxTranscribed = 2048
 
 func (n *session) endTranscript() {
 	if n.transcript != nil {

@@ -33,12 +33,11 @@ func (n *session) data([]byte) {
 	n.reading = true
 	d := wire.NewDotReader(n.in, n.repairs())
 	m, err := message.Read(d, n.readOptions())
-	for skipped := 0; err != nil && n.broken == nil && !d.Ended(); {
+	for skipped := 0; err != nil && n.broken == nil && n.ended == "" && !d.Ended(); {
 		var b [4 << 10]byte
 		k, _ := d.Read(b[:])
 		if skipped += k; skipped > maxSkip {
-			n.hangUp("too much after an error", tooMuchAfter)
-			break
+			n.hangUp("too much after an error", reply.Of(err))
 		}
 	}
 	n.reading = false
@@ -83,7 +82,7 @@ func (n *session) bdat(args []byte) {
 // skipChunk passes over a chunk that nobody wants.
 func (n *session) skipChunk(size int64) bool {
 	if size > maxSkip {
-		n.hangUp("too much after an error", tooMuchAfter)
+		n.hangUp("too much after an error", reply.TooBig)
 		return false
 	}
 	// All of it must come within the time of a command.
@@ -110,7 +109,7 @@ func (n *session) chunked(size int64, last bool) {
 		return
 	case err != nil && n.broken == nil:
 		if n.chunk.size > maxSkip {
-			n.hangUp("too much after an error", tooMuchAfter)
+			n.hangUp("too much after an error", reply.Of(err))
 		} else {
 			n.reading = true
 			c.Skip() //nolint:errcheck // then the connection is broken, which deliver asks

@@ -81,7 +81,7 @@ func (n *session) tell(r reply.Reply, each []reply.Reply) {
 // answers, nil if there is one for all.
 func (n *session) decide(m message.Message) (r reply.Reply, each []reply.Reply, err error) {
 	o := &n.srv.o
-	ctx, cancel := context.WithTimeoutCause(n.srv.ctx, o.Timeouts.Judge, errSlow)
+	ctx, cancel := context.WithTimeoutCause(n.tx.ctx, o.Timeouts.Judge, errSlow)
 	defer cancel()
 	if m, err = n.prepare(ctx, m); err != nil {
 		return reply.Of(err), nil, err

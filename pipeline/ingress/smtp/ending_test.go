@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"strings"
@@ -182,7 +183,7 @@ func TestVanishedClientLeavesNothing(t *testing.T) {
 	gs := generations(t, pipeline.ChainOptions{}, &fakeFilter{stage: pipeline.AtMessage, delay: 300 * time.Millisecond, resets: new(counter)})
 	server, err := New(Options{
 		Listener: l, Hostname: "mx.example.org", Chains: gs, Sink: sink,
-		Ours: func(string) bool { return true },
+		Log: slog.New(slog.DiscardHandler), Ours: func(string) bool { return true },
 		Observe: func(string, reply.Reply, pipeline.Trace) {
 			close(judged)
 		},

@@ -175,17 +175,15 @@ func (f fakeNames) Names(ctx context.Context, _ netip.Addr) (string, string, err
 
 // fakeGate counts, and refuses with err.
 type fakeGate struct {
-	err        error
-	in, out    counter
-	admissions []netip.Addr
+	err     error
+	in, out counter
 }
 
-func (f *fakeGate) Admit(a netip.Addr) (func(), error) {
+func (f *fakeGate) Admit(netip.Addr) (func(), error) {
 	if f.err != nil {
 		return nil, f.err
 	}
 	f.in.add()
-	f.admissions = append(f.admissions, a)
 	return f.out.add, nil
 }
 

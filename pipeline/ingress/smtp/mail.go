@@ -2,6 +2,7 @@ package smtp
 
 import (
 	"bytes"
+	"context"
 	"strconv"
 	"strings"
 	"time"
@@ -15,10 +16,13 @@ import (
 // transaction is one message on its way in, from MAIL on.
 type transaction struct {
 	pipeline.Transaction
+	// ctx ends with the transaction's time, or the server.
+	ctx   context.Context
 	start time.Time
 	until time.Time // for all of it
-	lot   string    // of the first recipient
-	held  error     // the Relay's no to the sender, to be told at RCPT
+	end   context.CancelFunc
+	lot   string // of the first recipient
+	held  error  // the Relay's no to the sender, to be told at RCPT
 	rec   txRecord
 }
 
@@ -54,14 +58,14 @@ func (n *session) mail(args []byte) {
 		n.refuseMail(reply.TooBig)
 		return
 	}
-	if err := o.Relay.Sender(n.srv.ctx, n.show(), m); err != nil {
+	if err := o.Relay.Sender(n.tx.ctx, n.show(), m); err != nil {
 		if n.tx.rec.err = err; !o.Late {
 			n.refuseMail(reply.Of(err))
 			return
 		}
 		n.tx.held = err
 	}
-	if f := n.begun().Sender(n.srv.ctx, &n.tx.Transaction); against(f) && !o.Late {
+	if f := n.begun().Sender(n.tx.ctx, &n.tx.Transaction); against(f) && !o.Late {
 		n.tx.rec.blame(f)
 		n.refuseMail(f.Reply)
 		return
@@ -72,6 +76,7 @@ func (n *session) mail(args []byte) {
 
 func (n *session) newTransaction(m wire.Mail) *transaction {
 	t := &transaction{start: n.srv.o.Now(), until: time.Now().Add(n.srv.o.Timeouts.Transaction)}
+	t.ctx, t.end = context.WithDeadlineCause(n.srv.ctx, t.until, errSlow)
 	t.Transaction = pipeline.Transaction{
 		ID: n.id + "." + strconv.Itoa(n.count), Session: n.show(), Chain: n.srv.o.Chain,
 		Envelope: envelope.Envelope{Sender: m.Sender, UTF8: m.UTF8, RequireTLS: m.RequireTLS, Ret: m.Ret, EnvID: m.EnvID},
@@ -108,7 +113,7 @@ func (n *session) rcpt(args []byte) {
 		n.refuseRcpt(r, reply.Of(t.held), t.held)
 		return
 	}
-	out, lot, err := o.Relay.Recipient(n.srv.ctx, n.show(), t.Envelope.Sender, r)
+	out, lot, err := o.Relay.Recipient(t.ctx, n.show(), t.Envelope.Sender, r)
 	switch {
 	case err != nil:
 		n.refuseRcpt(r, reply.Of(err), err)
@@ -119,7 +124,7 @@ func (n *session) rcpt(args []byte) {
 		n.refuseRcpt(r, splitPlease, nil)
 		return
 	}
-	if f := n.begun().Recipient(n.srv.ctx, &t.Transaction, out); against(f) {
+	if f := n.begun().Recipient(t.ctx, &t.Transaction, out); against(f) {
 		t.rec.blame(f)
 		n.refuseRcpt(r, f.Reply, nil)
 		return
@@ -153,6 +158,7 @@ func (n *session) abort(by string) {
 // finish ends the transaction.
 func (n *session) finish() {
 	n.logTransaction()
+	n.tx.end()
 	n.tx = nil
 	if n.judge != nil {
 		n.judge.Reset()

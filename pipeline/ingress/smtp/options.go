@@ -169,8 +169,9 @@ type Timeouts struct {
 	// Write is for each write (1 min), Handshake for TLS (1 min), Names for the
 	// client's host name (5 s).
 	Write, Handshake, Names time.Duration
-	// Judge is for the chain's message stage and the commit together (5 min):
-	// clients wait for 10 (RFC 5321 §4.5.3.2.6), and must hear of it.
+	// Judge is for the chain's message stage and the commit together, and for
+	// Relay.Admit and the Authenticator (5 min): clients wait for 10 after the
+	// final dot (RFC 5321 §4.5.3.2.6), and must hear of it.
 	Judge time.Duration
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"regexp"
@@ -317,7 +318,7 @@ func socket(t *testing.T, change func(*Options)) (addr string, sink *fakeSink, e
 	gs := generations(t, pipeline.ChainOptions{})
 	o := Options{
 		Listener: l, Hostname: "mx.example.org", Chains: gs, Sink: new(fakeSink), Ours: func(string) bool { return true },
-		TLS: &tls.Config{Certificates: []tls.Certificate{makeCertificate()}},
+		Log: slog.New(slog.DiscardHandler), TLS: &tls.Config{Certificates: []tls.Certificate{makeCertificate()}},
 	}
 	if change != nil {
 		change(&o)

@@ -283,7 +283,9 @@ func (n *session) learnName(f name) {
 // says why not.
 func (n *session) greet() {
 	o := &n.srv.o
-	standing, env, err := o.Relay.Admit(n.srv.ctx, n.show())
+	ctx, cancel := context.WithTimeoutCause(n.srv.ctx, o.Timeouts.Judge, errSlow)
+	standing, env, err := o.Relay.Admit(ctx, n.show())
+	cancel()
 	if err != nil {
 		n.rec.err = err
 		n.refuse(reply.Of(err))
