@@ -81,7 +81,7 @@ Begin with "postern demo", then write a configuration and "postern check" it.`,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
 	c.AddCommand(
-		serveCommand(), checkCommand(), explainCommand(), filterCommand(), statusCommand(), reloadCommand(),
+		serveCommand(), checkCommand(), explainCommand(), mimeCommand(), filterCommand(), statusCommand(), reloadCommand(),
 		queueCommand(), queueDirectCommand(), qstatCommand(), qreadCommand(), metricsCommand(), configCommand(), passwordCommand(), checkpasswordHelperCommand(), sinkCommand(), demoCommand(), manCommand(), versionCommand(),
 	)
 	return c
