@@ -43,6 +43,7 @@ type daemon struct {
 	// the next one.
 	current  atomic.Pointer[config.Config]
 	lists    atomic.Pointer[lists]
+	logins   *logins
 	vault    *vault // changed by whoever holds mu
 	replaced replaced
 	// retired are the servers that a reload has replaced and that end what they
@@ -249,6 +250,7 @@ func (d *daemon) closeAll() error {
 	}
 	errs = append(errs, d.chains.Swap(nil))
 	d.vault.close()
+	d.logins.close()
 	d.lists.Load().close()
 	if d.state != nil {
 		errs = append(errs, d.state.Close())

@@ -107,9 +107,11 @@ func startDaemon(file string, stderr io.Writer) (*daemon, error) {
 	if d.inherited, err = inheritListeners(); err != nil {
 		return nil, err
 	}
+	d.logins = newLogins(d.log)
 	if err := d.whileRoot(first); err != nil {
 		d.closeEarly()
 		d.vault.close()
+		d.logins.close()
 		return nil, err
 	}
 	if err := d.open(first); err != nil {
@@ -133,6 +135,9 @@ func (d *daemon) whileRoot(first *config.Config) error {
 		return err
 	}
 	if d.vault, err = openVault(first, nil, d.log); err != nil {
+		return err
+	}
+	if err := d.logins.startHelpers(first); err != nil {
 		return err
 	}
 	return h.become(first)

@@ -12,6 +12,7 @@ import (
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/ingress/relay"
 	"github.com/postern-mta/postern/pipeline/ingress/smtp"
+	"github.com/postern-mta/postern/pipeline/ingress/submission"
 	"github.com/postern-mta/postern/pipeline/ingress/throttle"
 	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/rules"
@@ -29,7 +30,7 @@ type smtpSettings struct {
 }
 
 // smtpControl are the control files of one value that an SMTP server asks for.
-var smtpControl = []string{"localiphost", "envnoathost", "defaulthost", "defaultdomain", "plusdomain"}
+var smtpControl = []string{"localiphost", "envnoathost", "defaulthost", "defaultdomain", "plusdomain", "idhost"}
 
 func (d *daemon) smtpSettingsOf(c *config.Config, l *config.Listen) smtpSettings {
 	s := smtpSettings{hostname: c.Hostname, auth: map[string]config.Auth{}, control: map[string]string{}, more: c.MoreHosts}
@@ -93,6 +94,19 @@ func (d *daemon) equipSMTP(c *config.Config, l *config.Listen, listener socket, 
 		return err
 	}
 	o.Relay = policy
+	if o.Auth, err = d.logins.of(c, l); err != nil {
+		return fmt.Errorf("listen.%s: %w", l.Name, err)
+	}
+	if o.Service == smtp.Submission {
+		mender, err := submission.New(submission.Options{
+			Hostname: c.Hostname, DefaultHost: first(c, "defaulthost"), DefaultDomain: first(c, "defaultdomain"),
+			PlusDomain: first(c, "plusdomain"), IDHost: first(c, "idhost"),
+		})
+		if err != nil {
+			return fmt.Errorf("listen.%s: %w", l.Name, err)
+		}
+		o.Mend = mender.Mend
+	}
 	switch l.Next {
 	case config.NextDiscard:
 		o.Sink = discard{}
