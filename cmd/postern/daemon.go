@@ -16,6 +16,7 @@ import (
 	"github.com/postern-mta/postern/cmd/postern/admin/api"
 	"github.com/postern-mta/postern/cmd/postern/config"
 	"github.com/postern-mta/postern/pipeline"
+	"github.com/postern-mta/postern/pipeline/ingress/throttle"
 	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/resolve"
 )
@@ -44,6 +45,7 @@ type daemon struct {
 	current  atomic.Pointer[config.Config]
 	lists    atomic.Pointer[lists]
 	logins   *logins
+	penalty  *throttle.Penalty
 	vault    *vault // changed by whoever holds mu
 	replaced replaced
 	// retired are the servers that a reload has replaced and that end what they

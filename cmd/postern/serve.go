@@ -15,6 +15,7 @@ import (
 	"github.com/postern-mta/postern/cmd/postern/admin"
 	"github.com/postern-mta/postern/cmd/postern/config"
 	"github.com/postern-mta/postern/pipeline"
+	"github.com/postern-mta/postern/pipeline/ingress/throttle"
 )
 
 func serveCommand() *cobra.Command {
@@ -107,7 +108,7 @@ func startDaemon(file string, stderr io.Writer) (*daemon, error) {
 	if d.inherited, err = inheritListeners(); err != nil {
 		return nil, err
 	}
-	d.logins = newLogins(d.log)
+	d.logins, d.penalty = newLogins(d.log), throttle.NewPenalty(throttle.PenaltyOptions{})
 	if err := d.whileRoot(first); err != nil {
 		d.closeEarly()
 		d.vault.close()

@@ -81,11 +81,11 @@ func (d *daemon) equipSMTP(c *config.Config, l *config.Listen, listener socket, 
 		o.Names = d.resolver
 	}
 	if ch.gate == nil {
-		ch.gate = throttle.New(gateOf(l))
+		ch.gate = throttle.New(d.gateOf(l))
 	} else {
-		ch.gate.Configure(gateOf(l))
+		ch.gate.Configure(d.gateOf(l))
 	}
-	o.Gate = ch.gate
+	o.Gate, o.Strike = ch.gate, ch.gate.Strike
 	if err := d.protect(c, l, &o); err != nil {
 		return err
 	}
@@ -131,9 +131,10 @@ func (d *daemon) judge(c *config.Config, l *config.Listen) time.Duration {
 	return c.Deadline(l.Chain) + time.Minute
 }
 
-func gateOf(l *config.Listen) throttle.Options {
+// gateOf are the bounds of an entrance. Who misbehaves finds every gate closed.
+func (d *daemon) gateOf(l *config.Listen) throttle.Options {
 	return throttle.Options{
-		Total: l.Connections, Address: l.PerAddress, Network: l.PerNetwork, AddressRate: l.Rate, IPv6Bits: 48,
+		Total: l.Connections, Address: l.PerAddress, Network: l.PerNetwork, AddressRate: l.Rate, IPv6Bits: 48, Penalty: d.penalty,
 		Exempt: append(config.Prefixes(l.Exempt), config.Prefixes(l.Proxy)...),
 	}
 }
