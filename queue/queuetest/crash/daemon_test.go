@@ -31,6 +31,8 @@ type daemon struct {
 	boxes, outside string // folders of Maildirs: for box.example, which may be on the image, and for away.example
 
 	supervised bool // it may end by itself
+	// joins puts a new process where it belongs; nil leaves it where it is.
+	joins func(pid int) error
 
 	mu     sync.Mutex
 	proc   *exec.Cmd
@@ -131,6 +133,11 @@ func (d *daemon) begin() error {
 	c.Dir, c.Stderr, c.Stdout = d.folder, log, log
 	if err := c.Start(); err != nil {
 		return err
+	}
+	if d.joins != nil {
+		if err := d.joins(c.Process.Pid); err != nil {
+			return err
+		}
 	}
 	ended := make(chan struct{})
 	d.proc, d.ended = c, ended

@@ -5,14 +5,15 @@
 // Its tests run the real daemon and the C shim, with the daemon's state on an
 // ext4 or xfs image behind a loop device. They cut the power (the file system's
 // shutdown call, which throws away what was not flushed), kill the daemon, fill
-// the disk, use up its inodes, turn it read-only, and make it fail with real
-// input/output errors. What the shim acknowledged is written down outside the
+// the disk, use up its inodes, turn it read-only, make it fail with real
+// input/output errors, and take file descriptors, room in files, and memory
+// away from the daemon. What the shim acknowledged is written down outside the
 // image; afterwards all of it must be found in Maildirs and at an SMTP server,
 // whole.
 //
 // # What it needs
 //
-// Root, loop devices, mkfs.ext4 and mkfs.xfs. Everything happens in mount and
+// Root, loop devices, mkfs.ext4 and mkfs.xfs, and at length a memory cgroup. Everything happens in mount and
 // process name spaces of its own, so that mounts, loop devices and processes
 // are gone when the test is, however it ends, and two runs do not see each
 // other. Where it cannot run it fails if CI is true or POSTERN_CRASH is set;

@@ -252,6 +252,7 @@ func TestReadOnly(t *testing.T) {
 	}
 	for _, b := range []breakage{
 		{"ext4 finds an error", kinds[0], (*volume).findError},
+		{"ext4 is remounted with abort", kinds[0], (*volume).abort},
 		{"ext4 is gone", kinds[0], func(v *volume) error { v.cut(); return nil }},
 		{"xfs is gone", kinds[1], func(v *volume) error { v.cut(); return nil }},
 	} {
@@ -290,6 +291,11 @@ func TestReadOnly(t *testing.T) {
 // findError has the kernel believe that it found the file system damaged.
 func (v *volume) findError() error {
 	return os.WriteFile("/sys/fs/ext4/"+filepath.Base(v.device)+"/trigger_fs_error", []byte("a test"), 0o200)
+}
+
+// abort remounts the file system as if it had found an error.
+func (v *volume) abort() error {
+	return unix.Mount(v.device, v.dir, v.name, unix.MS_REMOUNT, "abort")
 }
 
 // TestInputOutputErrors has real errors of the device: the image lies in a
