@@ -200,6 +200,8 @@ type fakeSink struct {
 	all   []stored
 	err   error
 	delay time.Duration
+	// forget keeps nothing.
+	forget bool
 }
 
 func (f *fakeSink) Submit(ctx context.Context, all []pipeline.Outgoing) (reply.Reply, error) {
@@ -212,6 +214,9 @@ func (f *fakeSink) Submit(ctx context.Context, all []pipeline.Outgoing) (reply.R
 	}
 	if f.err != nil {
 		return reply.Trouble, f.err
+	}
+	if f.forget {
+		return reply.OK, nil
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -292,7 +297,7 @@ var makeCertificate = sync.OnceValue(func() tls.Certificate {
 })
 
 // generations is a configuration with one chain of filters.
-func generations(t *testing.T, o pipeline.ChainOptions, filters ...*fakeFilter) *pipeline.Generations {
+func generations(t testing.TB, o pipeline.ChainOptions, filters ...*fakeFilter) *pipeline.Generations {
 	t.Helper()
 	var steps []pipeline.Step
 	for i, f := range filters {

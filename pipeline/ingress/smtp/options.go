@@ -43,7 +43,8 @@ type Authenticator interface {
 // by many sessions at once. Errors are told to the client as reply.Of has them;
 // one that is no *reply.Error is temporary.
 type Relay interface {
-	// Admit is asked once a connection, before the chain. The environment becomes
+	// Admit is asked once a connection, before the chain, and again when XCLIENT
+	// names another client. The environment becomes
 	// Session.Env; a DATABYTES in it is the limit of a message in bytes, 0 for
 	// none. An error is told in place of the greeting.
 	Admit(ctx context.Context, s *pipeline.Session) (pipeline.Standing, map[string]string, error)

@@ -309,7 +309,7 @@ func (s *spy) Helo(_ context.Context, n *pipeline.Session) (pipeline.Verdict, er
 }
 
 // socket is a server on a real socket.
-func socket(t *testing.T, change func(*Options)) (addr string, sink *fakeSink, end func()) {
+func socket(t testing.TB, change func(*Options)) (addr string, sink *fakeSink, end func()) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
