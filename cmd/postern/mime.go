@@ -163,7 +163,7 @@ func showMIME(m *mime.Message) (*shownMessage, error) {
 		x.Parts = append(x.Parts, s)
 	}
 	for _, f := range m.Findings {
-		x.Findings = append(x.Findings, shownFinding{f.Reason.Severity().String(), f.Reason.String(), f.Path, f.Detail, f.String()})
+		x.Findings = append(x.Findings, shownFinding{f.Severity.String(), f.Reason.String(), f.Path, f.Detail, f.String()})
 	}
 	for _, e := range m.Exceeded {
 		x.Exceeded = append(x.Exceeded, shownExcess{e.Limit.String(), e.Path, e.String()})

@@ -153,6 +153,27 @@ func (d *base64Decoder) end(dst []byte) []byte {
 	return dst
 }
 
+// base64LineDecoder decodes base64 without the lines that hold junk.
+type base64LineDecoder struct {
+	lineDecoder
+	inner base64Decoder
+}
+
+func newBase64LineDecoder() *base64LineDecoder {
+	d := &base64LineDecoder{inner: base64Decoder{tables: base64Standard, padding: padRestarts}}
+	d.line = func(dst, line []byte) []byte {
+		for _, c := range line {
+			if base64Standard.class[c]&(junkByte|urlByte) != 0 {
+				return dst
+			}
+		}
+		return d.inner.decode(dst, line)
+	}
+	return d
+}
+
+func (d *base64LineDecoder) end(dst []byte) []byte { return d.inner.end(d.lineDecoder.end(dst)) }
+
 // base64Look is what a look at encoded bytes tells of the ways to read them.
 type base64Look struct {
 	seen    byte  // the classes that occur

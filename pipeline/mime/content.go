@@ -196,6 +196,7 @@ func (e *entity) base64(c Content) ([]Content, error) {
 	}
 	if found.Has(Base64Junk) || found.Has(Base64URL) {
 		add(Base64StopsAtJunk, Base64Junk)
+		add(Base64DropsLines, Base64Junk)
 		add(Identity, Base64Junk)
 	}
 	return list, nil
@@ -297,6 +298,16 @@ func (e *entity) inText(c Content) error {
 		why = PartsOutside
 	}
 	found, err := e.guess(src, start, end, c.Reading|because(why), false)
+	// A paragraph that looks like a header may begin a message: bounces have the
+	// original so.
+	heads := src.headed(start, end)
+	for i, head := range heads {
+		stop := end
+		if i+1 < len(heads) {
+			stop = heads[i+1]
+		}
+		found = e.add(e.p, src, head, stop, Entity, c.Reading|because(why), plainText) != nil || found
+	}
 	if found {
 		e.find(why, e.p, "")
 	}
@@ -314,7 +325,7 @@ func (e *entity) hasMarks(c Content) (bool, error) {
 		e.buf = make([]byte, n)
 	}
 	_, _, err := s.scanReader(e.ctx, c.Open(), e.buf, 1000, 1)
-	if len(s.marks) > 0 {
+	if len(s.marks) > 0 || len(s.heads) > 0 {
 		return true, err
 	}
 	for _, d := range s.lines {

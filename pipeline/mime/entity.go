@@ -67,9 +67,7 @@ func (e *entity) describe(h header) {
 		case encodingField:
 			e.encodingField(f.value, reading)
 		case dispositionField:
-			_, params, more := parseValue(f.value, e.o.Limits.Fields)
-			e.note(more)
-			e.names(params, FromDisposition, reading)
+			e.dispositionField(f.value, reading)
 			named = true
 		case descriptionField:
 			e.name(Name{FromDescription, decodeWords(foldless(f.value)), f.value, reading})
@@ -95,6 +93,19 @@ func (r Reading) sameAs(other Reading) bool { return r&^other == 0 }
 func (e *entity) note(more bool) {
 	if more {
 		e.exceed(FieldsLimit, e.p.Path)
+	}
+}
+
+// dispositionField takes in a Content-Disposition field. Some readers decode
+// encoded words before they cut a field up.
+func (e *entity) dispositionField(v string, reading Reading) {
+	_, params, more := parseValue(v, e.o.Limits.Fields)
+	e.note(more)
+	e.names(params, FromDisposition, reading)
+	if words := decodeWords(v); words != v {
+		_, params, more = parseValue(words, e.o.Limits.Fields)
+		e.note(more)
+		e.names(params, FromDisposition, reading|because(ParameterLoose))
 	}
 }
 
@@ -125,6 +136,18 @@ func (e *entity) typeField(v string, reading Reading, typed *int) {
 		e.boundary(b.value, reading|b.reading)
 	}
 	e.names(params, FromType, reading)
+	if words := decodeWords(v); words != v {
+		word, params, more := parseValue(words, e.o.Limits.Fields)
+		e.note(more)
+		reading |= because(ParameterLoose)
+		if strings.Count(word, "/") == 1 {
+			e.addType(word, reading)
+		}
+		for _, b := range valuesOf(params, "boundary") {
+			e.boundary(b.value, reading|b.reading)
+		}
+		e.names(params, FromType, reading)
+	}
 }
 
 func (e *entity) addType(t string, reading Reading) {
@@ -186,7 +209,7 @@ func (e *entity) name(n Name) {
 		return
 	}
 	for _, have := range e.p.Names {
-		if have.Source == n.Source && have.Text == n.Text && have.Raw == n.Raw {
+		if have.Source == n.Source && have.Text == n.Text && (have.Raw == n.Raw || n.Raw == n.Text) {
 			return
 		}
 	}
@@ -261,7 +284,7 @@ func (e *entity) bodies(s start) error {
 		}
 	}
 	if asFile {
-		text := slices.ContainsFunc(e.p.Types, func(t Type) bool { return kindOf(t.Value) != leafKind })
+		text := slices.ContainsFunc(e.p.Types, func(t Type) bool { return kindOf(t.Value) == textKind || kindOf(t.Value) == multipartKind })
 		if err := e.leaf(src, s, e.encodings, text); err != nil {
 			return err
 		}

@@ -175,7 +175,7 @@ func (p *headerParser) odd(i int, line []byte) {
 				p.h.found |= because(HeaderMissing)
 				p.h.starts = append(p.h.starts, start{i, 0})
 			} else {
-				p.mayStart(i, HeaderEndsAtGarbage)
+				p.mayStart(i, FieldName)
 			}
 			p.h.found |= because(FieldName)
 			p.open(i, i+colon+1, []byte(name), because(FieldName))

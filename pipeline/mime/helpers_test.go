@@ -128,7 +128,7 @@ func dump(t testing.TB, m *Message) string {
 		}
 	}
 	for _, f := range m.Findings {
-		fmt.Fprintf(&b, "%s: %s\n", f.Reason.Severity(), f)
+		fmt.Fprintf(&b, "%s: %s\n", f.Severity, f)
 	}
 	for _, x := range m.Exceeded {
 		fmt.Fprintf(&b, "exceeded: %s\n", x)

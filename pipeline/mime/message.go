@@ -39,7 +39,7 @@ func (m *Message) Close() error {
 // Worst is the greatest severity of the findings; ok is false if there is none.
 func (m *Message) Worst() (worst Severity, ok bool) {
 	for _, f := range m.Findings {
-		worst = max(worst, f.Reason.Severity())
+		worst = max(worst, f.Severity)
 	}
 	return worst, len(m.Findings) > 0
 }
@@ -155,6 +155,7 @@ const (
 	Base64Restarts        // another encoding begins behind padding
 	Base64SkipsPads       // padding is skipped
 	Base64StopsAtJunk     // a byte outside the alphabet ends it
+	Base64DropsLines      // a line with such a byte is dropped
 	Base64ForURLs         // - and _ are letters
 	QuotedPrintable       // lower case is taken, bad escapes stay, blanks at line ends go
 	QuotedUpperOnly       // escapes in lower case stay
@@ -171,7 +172,7 @@ const (
 )
 
 var howWords = [hows]string{
-	"identity", "base64", "base64/restarts", "base64/skips-pads", "base64/stops-at-junk", "base64/url",
+	"identity", "base64", "base64/restarts", "base64/skips-pads", "base64/stops-at-junk", "base64/drops-lines", "base64/url",
 	"quoted-printable", "quoted-printable/upper-only", "quoted-printable/keeps-blanks", "quoted-printable/drops-bad",
 	"uuencode", "uuencode/whole-lines", "xxencode", "uuencode/base64", "yenc", "binhex/data", "binhex/resource",
 }
@@ -240,6 +241,8 @@ func (c Content) decoder() decoder {
 		return &base64Decoder{tables: base64Standard, padding: padSkipped}
 	case Base64StopsAtJunk:
 		return &base64Decoder{tables: base64Standard, junkEnds: true}
+	case Base64DropsLines:
+		return newBase64LineDecoder()
 	case Base64ForURLs:
 		return &base64Decoder{tables: base64Either, padding: padRestarts}
 	case QuotedPrintable:

@@ -140,6 +140,9 @@ func (e *entity) split(src *source, from, end int64, b string, reading Reading) 
 	}
 	if prefix {
 		e.find(BoundaryPrefix, e.p, b)
+		if len(exact) == 0 {
+			e.find(BoundaryBad, e.p, b)
+		}
 		if err := e.between(src, from, end, cuts, reading, BoundaryPrefix); err != nil {
 			return true, err
 		}

@@ -74,20 +74,42 @@ func (d *quotedDecoder) run(dst, b []byte, last bool) []byte {
 	return dst
 }
 
-// indexQuoted is where the next escape or blank is that may stand at the end of
-// a line, len(b) if there is none.
+// indexQuoted is where the next escape is, or blanks that end a line or may end
+// one when more comes; len(b) if there is neither.
 func indexQuoted(b []byte) int {
-	for i, c := range b {
-		switch c {
-		case '=':
-			return i
-		case ' ', '\t':
-			if i+1 >= len(b) || b[i+1] <= ' ' {
-				return i
-			}
-		}
+	end := bytes.IndexByte(b, '=')
+	open := end < 0
+	if open {
+		end = len(b)
 	}
-	return len(b)
+	for i := 0; i < end; {
+		k := bytes.IndexByte(b[i:end], '\n')
+		if k < 0 {
+			if p := beforeBlanks(b[i:]); open && i+p < end {
+				return i + p
+			}
+			break
+		}
+		if p := beforeBlanks(b[i : i+k]); p < k {
+			return i + p
+		}
+		i += k + 1
+	}
+	return end
+}
+
+// beforeBlanks is where the blanks at the end of a line begin, CRs behind them
+// aside; len(line) if there are none.
+func beforeBlanks(line []byte) int {
+	p := len(trimCR(line))
+	end := p
+	for p > 0 && (line[p-1] == ' ' || line[p-1] == '\t') {
+		p--
+	}
+	if p == end {
+		return len(line)
+	}
+	return p
 }
 
 // escape decodes what begins with '='; n is its length, 0 if more is wanted.

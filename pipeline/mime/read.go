@@ -198,14 +198,15 @@ func (r *reader) find(reason Reason, p *Part, detail string) {
 			return
 		}
 	}
+	f := Finding{reason, p.Reading.severity(reason), p.Path, reply.Clean(detail, maxDetail)}
 	if len(fs) < maxFindings {
-		r.m.Findings = append(fs, Finding{reason, p.Path, reply.Clean(detail, maxDetail)})
+		r.m.Findings = append(fs, f)
 		return
 	}
 	// The worst is not to be lost among many small ones.
 	for i := range fs {
-		if fs[i].Reason.Severity() < reason.Severity() {
-			fs[i] = Finding{reason, p.Path, reply.Clean(detail, maxDetail)}
+		if fs[i].Severity < f.Severity {
+			fs[i] = f
 			return
 		}
 	}

@@ -94,7 +94,7 @@ var reasonTable = [reasons]struct {
 	HeaderEndsAtGarbage: {"header-ends-at-garbage", Odd, "a line in the header is no field and may end it"},
 	HeaderMissing:       {"header-missing", Notice, "a part without a header, or whose header does not end"},
 	HeaderAfterBlank:    {"header-after-blank", Odd, "fields that follow a blank line where the header should begin"},
-	FieldName:           {"field-name", Odd, "a field name with blanks or control bytes"},
+	FieldName:           {"field-name", Notice, "a field name with blanks or control bytes"},
 	FieldRepeated:       {"field-repeated", Notice, "a field that stands there twice"},
 	TypeContradicts:     {"type-contradicts", Contradiction, "Content-Type fields that differ"},
 	EncodingContradicts: {"encoding-contradicts", Contradiction, "Content-Transfer-Encoding fields that differ"},
@@ -102,7 +102,7 @@ var reasonTable = [reasons]struct {
 	ParameterLoose:      {"parameter-loose", Odd, "a parameter that readers understand differently"},
 	ParameterSplit:      {"parameter-split", Odd, "pieces of a parameter out of order, repeated, missing or contradicted"},
 	BoundaryContradicts: {"boundary-contradicts", Contradiction, "more than one boundary for one multipart"},
-	BoundaryPrefix:      {"boundary-prefix", Odd, "lines that begin with the boundary and go on"},
+	BoundaryPrefix:      {"boundary-prefix", Notice, "lines that begin with the boundary and go on"},
 	BoundaryBad:         {"boundary-bad", Contradiction, "a multipart without a boundary that can be used"},
 	BoundaryGuessed:     {"boundary-guessed", Odd, "parts found without a boundary"},
 	BoundaryBeyond:      {"boundary-beyond", Odd, "a boundary that goes on behind the end of its part"},
@@ -202,9 +202,21 @@ func (r Reading) String() string {
 	return b.String()
 }
 
+// severity is how much a reason matters in a part that a reader comes to so.
+func (r Reading) severity(x Reason) Severity {
+	worst := x.Severity()
+	for _, y := range (r &^ because(EncodedContainer, MessageByName)).Reasons() {
+		worst = min(worst, y.Severity())
+	}
+	return worst
+}
+
 // Finding is a place where programs differ.
 type Finding struct {
 	Reason Reason
+	// Severity is the reason's, or less if only few readers come to the part at
+	// all: why they do is a finding of its own.
+	Severity Severity
 	// Path is that of the part.
 	Path string
 	// Detail is printable ASCII of at most 120 bytes, "" if there is nothing to

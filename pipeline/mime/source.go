@@ -28,6 +28,7 @@ type source struct {
 	lines  []delimiter // lines that begin like a delimiter, by offset
 	text   []byte      // what they say
 	marks  []mark      // lines where a file in a text begins, by offset
+	heads  []int64     // where paragraphs begin that hold a Content field, by offset
 	bareCR bool
 	// decoded says that it is not the message itself.
 	decoded bool
@@ -219,6 +220,14 @@ func (s *source) scan(ctx context.Context, buf []byte, maxLines, maxMarks int) (
 	return tooMany, tooManyMarks, err
 }
 
+// headed are the paragraphs from start to end that hold a Content field.
+func (s *source) headed(start, end int64) []int64 {
+	at := func(off int64) int {
+		return sort.Search(len(s.heads), func(i int) bool { return s.heads[i] >= off })
+	}
+	return s.heads[at(start):max(at(start), at(end))]
+}
+
 // countReader counts what is read.
 type countReader struct {
 	r io.Reader
@@ -235,13 +244,22 @@ func (c *countReader) Read(p []byte) (int, error) {
 // scanReader is scan of what r reads.
 func (s *source) scanReader(ctx context.Context, r io.Reader, buf []byte, maxLines, maxMarks int) (tooMany, tooManyMarks bool, err error) {
 	l := lineScanner{r: r, buf: buf}
-	follows := false // the line before was kept as a delimiter
+	follows := false                  // the line before was kept as a delimiter
+	head, paragraph := true, int64(0) // the paragraph may be a header, and is not noted yet; where it begins
 	s.bareCR, err = l.each(ctx, func(off, length int64, line []byte) {
-		if follows && len(line) > 8 && (line[0]|0x20) == 'c' && foldPrefix(line, "content-") {
-			s.lines[len(s.lines)-1].field = true
+		if len(line) > 8 && (line[0]|0x20) == 'c' && foldPrefix(line, "content-") {
+			if follows {
+				s.lines[len(s.lines)-1].field = true
+			} else if head && bytes.IndexByte(line, ':') > 0 && len(s.heads) < maxLines {
+				s.heads = append(s.heads, paragraph)
+			}
+			head = false
 		}
 		follows = false
 		if len(line) < 2 {
+			if len(trimCR(line)) == 0 {
+				head, paragraph = true, off+length
+			}
 			return
 		}
 		switch c := line[0]; {
@@ -256,7 +274,7 @@ func (s *source) scanReader(ctx context.Context, r io.Reader, buf []byte, maxLin
 			text := trimCR(line[:min(len(line), delimiterText)])
 			s.lines = append(s.lines, delimiter{off, off + length, len(s.text), len(text), false})
 			s.text = append(s.text, text...)
-			follows = true
+			follows, head = true, false
 		case c == 'b', c == '=', c == '(', quoteMark(c):
 			if m, ok := findMark(line); ok {
 				if len(s.marks) == maxMarks {

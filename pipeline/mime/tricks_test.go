@@ -89,6 +89,10 @@ var tricks = []trick{
 	{name: "a digest", text: "Content-Type: multipart/digest; boundary=D\n\n--D\n\n" + attached("") + "--D--\n"},
 	{name: "a saved message", text: mixed("Content-Type: application/octet-stream; name=x.eml\nContent-Transfer-Encoding: base64\n\n" + b64(attached(""))), reasons: "message-by-name"},
 
+	{name: "a bounce with the original in its text", text: "From: MAILER-DAEMON@example.org\n\nHi. This is the qmail-send program at example.org.\n\n--- Below this line is a copy of the message.\n\n" + attached(""), reasons: "parts-in-text"},
+	{name: "a bounce with an original of one part", text: "From: MAILER-DAEMON@example.org\n\nHi. This is the qmail-send program at example.org.\n\n--- Below this line is a copy of the message.\n\nReturn-Path: <a@b>\nContent-Transfer-Encoding: base64\n\n" + program, reasons: "parts-in-text"},
+	{name: "a byte order mark before the header", text: "\xef\xbb\xbfContent-Transfer-Encoding: base64\n\n" + program, reasons: "field-name"},
+
 	// Encodings.
 	{name: "encoding twice, base64 first", text: mixed("Content-Transfer-Encoding: base64\nContent-Transfer-Encoding: 7bit\n\n" + program), reasons: "encoding-contradicts"},
 	{name: "encoding twice, base64 last", text: mixed("Content-Transfer-Encoding: 7bit\nContent-Transfer-Encoding: base64\n\n" + program), reasons: "encoding-contradicts"},
@@ -108,6 +112,7 @@ var tricks = []trick{
 	{name: "base64 padded in each line", text: mixed("Content-Transfer-Encoding: base64\n\n" + padded(exe)), reasons: "base64-padding"},
 	{name: "base64 with pads between", text: mixed("Content-Transfer-Encoding: base64\n\n" + strings.ReplaceAll(program, "A", "A=")), reasons: "base64-padding"},
 	{name: "base64 that begins with a pad", text: mixed("Content-Transfer-Encoding: base64\n\n====" + program), reasons: "base64-padding"},
+	{name: "base64 behind a line of text", text: mixed("Content-Transfer-Encoding: base64\n\nPlease see the file.\n" + program), reasons: "base64-junk"},
 	{name: "base64 for URLs", text: mixed("Content-Transfer-Encoding: base64\n\n" + strings.NewReplacer("+", "-", "/", "_").Replace(program)), reasons: "base64-url"},
 	{name: "base64 without its end", text: mixed("Content-Transfer-Encoding: base64\n\n" + strings.TrimRight(program, "=\n")[:205])},
 	{name: "quoted-printable", text: mixed("Content-Transfer-Encoding: quoted-printable\n\n" + quoted(exe))},
@@ -137,6 +142,8 @@ var tricks = []trick{
 	{name: "encoded word in UTF-16", byName: true, text: named("Content-Disposition: attachment; filename=\"=?utf-16be?Q?=00a=00.=00e=00x=00e?=\"\n")},
 	{name: "encoded word in UTF-7", byName: true, text: named("Content-Disposition: attachment; filename=\"=?utf-7?Q?a+AC4-exe?=\"\n")},
 	{name: "encoded word inside RFC 2231", byName: true, text: named("Content-Disposition: attachment; filename*=utf-8''%3D%3Futf-8%3FB%3FYS5leGU%3D%3F%3D\n")},
+	{name: "a field that is an encoded word", byName: true, text: named("Content-Disposition: =?us-ascii?q?attachment=3B_filename=3Da=2Eexe?=\n")},
+	{name: "a type that is an encoded word", byName: true, text: named("Content-Type: =?us-ascii?q?text/plain=3B_name=3Da=2Eexe?=\n")},
 	{name: "RFC 2231", byName: true, text: named("Content-Disposition: attachment; filename*=utf-8''a%2Eexe\n")},
 	{name: "RFC 2231 without a charset", byName: true, text: named("Content-Disposition: attachment; filename*=a%2Eexe\n")},
 	{name: "RFC 2231 syntax without the star", byName: true, text: named("Content-Disposition: attachment; filename=\"utf-8''a%2Eexe\"\n")},
