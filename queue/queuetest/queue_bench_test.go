@@ -2,6 +2,7 @@ package queuetest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -238,8 +239,9 @@ func cpu(b *testing.B) time.Duration {
 }
 
 // BenchmarkMillion loads a million recipients over a hundred thousand domains,
-// and measures: memory of each, from a cold start to the first delivery, and
-// Submit beside an empty queue.
+// and measures: memory of each, from a cold start to the first delivery, Submit
+// beside an empty queue, and an operator's looks at it; wait is the longest
+// time that the queue was locked for others meanwhile.
 func BenchmarkMillion(b *testing.B) {
 	const messages, domains, probes = 1_000_000, 100_000, 4000
 	text := "Subject: x\n\n" + strings.Repeat("0123456789abcde\n", 16)
@@ -277,6 +279,7 @@ func BenchmarkMillion(b *testing.B) {
 		start = time.Now()
 		full := q.submit(16, text, hold, probe)
 		fullRate := probes / time.Since(start).Seconds()
+		q.operators()
 		q.close()
 		q.q, q.st = nil, nil
 
@@ -302,6 +305,75 @@ func BenchmarkMillion(b *testing.B) {
 		if err := q.st.Close(); err != nil {
 			b.Error(err)
 		}
+	}
+}
+
+// operators looks at a queue as operators do.
+func (b *bench) operators() {
+	ctx := context.Background()
+	var ids []store.ID
+	b.look("list", func() error {
+		for from := store.ID(0); ; from = ids[len(ids)-1] + 1 {
+			page, err := b.q.List(ctx, from, 1000, nil)
+			if err != nil || len(page) == 0 {
+				return err
+			}
+			for _, v := range page {
+				ids = append(ids, v.ID)
+			}
+		}
+	})
+	var took []time.Duration
+	b.look("show", func() error {
+		for i := 0; i < len(ids); i += len(ids) / 1000 {
+			start := time.Now()
+			if _, err := b.q.Show(ids[i]); err != nil {
+				return err
+			}
+			took = append(took, time.Since(start))
+		}
+		return nil
+	})
+	b.report(float64(percentile(took, 50).Microseconds()), "show-p50-µs")
+	b.look("sites", func() error {
+		if len(b.q.Sites()) == 0 {
+			return errors.New("there are no sites")
+		}
+		return nil
+	})
+	b.look("verify", func() error { return b.q.Verify(ctx, func(p string) { b.b.Error(p) }) })
+}
+
+// look reports how long something took, and the longest wait for the queue's
+// lock meanwhile.
+func (b *bench) look(name string, f func() error) {
+	stop, longest := make(chan struct{}), make(chan time.Duration)
+	go func() {
+		most := time.Duration(0)
+		for {
+			select {
+			case <-stop:
+				longest <- most
+				return
+			case <-time.After(time.Millisecond):
+			}
+			start := time.Now()
+			b.q.SiteOf("remote", "d1.example")
+			most = max(most, time.Since(start))
+		}
+	}()
+	start := time.Now()
+	if err := f(); err != nil {
+		b.b.Error(err)
+	}
+	b.report(time.Since(start).Seconds(), name+"-s")
+	close(stop)
+	b.report(float64((<-longest).Microseconds())/1000, name+"-wait-ms")
+}
+
+func (b *bench) report(n float64, unit string) {
+	if b, ok := b.b.(*testing.B); ok {
+		b.ReportMetric(n, unit)
 	}
 }
 
