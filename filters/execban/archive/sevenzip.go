@@ -292,7 +292,9 @@ func (p *szParser) packInfo() {
 			return
 		case szSize:
 			for range n {
-				p.packed = append(p.packed, p.number())
+				if p.failed == nil {
+					p.packed = append(p.packed, p.number())
+				}
 			}
 		case szCRC:
 			p.digests(n)
@@ -332,7 +334,9 @@ func (p *szParser) unpackInfo() {
 	}
 	outs := uint64(0)
 	for range n {
-		outs += p.folder()
+		if p.failed == nil {
+			outs += p.folder()
+		}
 	}
 	for p.failed == nil {
 		switch p.octet() {
@@ -372,6 +376,7 @@ func (p *szParser) folder() (outs uint64) {
 		}
 		if flags&0x80 != 0 || c.in > 32 || c.out > 32 {
 			p.fail(szDamaged("a coder"))
+			return 0
 		}
 		ins, outs = ins+c.in, outs+c.out
 		p.memory(c)
