@@ -10,7 +10,9 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -22,11 +24,12 @@ import (
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 {
 		if role, ok := roles()[os.Args[1]]; ok {
+			code := 0
 			if err := role(os.Args[2:]); err != nil {
 				fmt.Fprintln(os.Stderr, err)
-				os.Exit(1)
+				code = 1
 			}
-			os.Exit(0)
+			syscall.Exit(code) // os.Exit sleeps for a second under the race detector
 		}
 	}
 	goleak.VerifyTestMain(m)
@@ -103,6 +106,19 @@ func (l *log) take() string {
 	s := l.b.String()
 	l.b.Reset()
 	return s
+}
+
+// waitFor waits until a text is logged, and takes what was.
+func (l *log) waitFor(t *testing.T, text string) {
+	t.Helper()
+	all := ""
+	for range 1000 {
+		if all += l.take(); strings.Contains(all, text) {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	t.Errorf("never logged %q: %s", text, all)
 }
 
 // hashed is a cheap hash.
