@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -69,7 +70,7 @@ func (d *daemon) equipSMTP(c *config.Config, l *config.Listen, listener socket, 
 			Head: int(c.Limits.Head), Fields: c.Limits.Fields, Messages: l.MaxMails, BadCommands: l.Errors,
 		},
 		Timeouts:   smtp.Timeouts{Command: l.Timeout, Data: l.Timeout, Transaction: l.Transaction, Judge: d.judge(c, l)},
-		Transcript: d.transcripts(c, l),
+		Transcript: d.transcripts(c, l), Ident: d.ident,
 	}
 	var ok1, ok2 bool
 	o.Service, ok1 = smtp.ParseService(l.Service)
@@ -119,6 +120,12 @@ func (d *daemon) equipSMTP(c *config.Config, l *config.Listen, listener socket, 
 	}
 	ch.server = s
 	return nil
+}
+
+// ident names a session of any SMTP entrance: by the time, and by a number that
+// no two of this daemon's have.
+func (d *daemon) ident() string {
+	return strconv.FormatInt(time.Now().UnixMilli(), 36) + "-" + strconv.FormatUint(d.idents.Add(1), 36)
 }
 
 // greeting is the text behind our name.
