@@ -54,6 +54,7 @@ var (
 	noRelay        = no(550, 7, 1, "we do not relay mail for you")
 	needsLogin     = no(530, 7, 0, "authentication required")
 	needsTLS       = no(530, 7, 0, "say STARTTLS first")
+	noTLSYet       = no(454, 7, 0, "TLS is not available at the moment, please try again later")
 	hasTLS         = no(503, 5, 1, "TLS has been started")
 	afterStartTLS  = no(554, 5, 1, "nothing may follow STARTTLS before the handshake")
 	loggedIn       = no(503, 5, 1, "you have logged in")

@@ -158,7 +158,7 @@ func (n *session) dispatch(line []byte) {
 		n.bad(unknownCommand)
 	case !c.plain && n.srv.o.TLSMode == TLSRequire && n.facts.TLS == "":
 		n.drop(line)
-		n.bad(needsTLS)
+		n.needTLS()
 	case c.in[n.state] == never:
 		n.drop(line)
 		n.bad(n.sequence())

@@ -78,7 +78,7 @@ func (n *session) extensions() wire.Extensions {
 
 func (n *session) offersTLS() bool {
 	m := n.srv.o.TLSMode
-	return (m == TLSOffer || m == TLSRequire) && n.facts.TLS == ""
+	return (m == TLSOffer || m == TLSRequire) && n.facts.TLS == "" && n.srv.tlsReady()
 }
 
 func (n *session) offersAuth() bool {

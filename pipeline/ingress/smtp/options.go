@@ -224,6 +224,11 @@ type Options struct {
 	// TLS is needed unless TLSMode is TLSOff.
 	TLS     *tls.Config
 	TLSMode TLSMode
+	// TLSReady reports whether there is a certificate by now; nil means that there
+	// is. While there is none, STARTTLS is not offered, what needs TLS is put off,
+	// and a listener with TLSImplicit closes its connections. It is called by many
+	// sessions at once and must be quick.
+	TLSReady func() bool
 	// RequireTLS offers REQUIRETLS, under TLS (RFC 8689). The queue must honour
 	// it; where it is not offered, it is refused.
 	RequireTLS bool

@@ -2,6 +2,7 @@ package smtp
 
 import (
 	"crypto/tls"
+	"errors"
 	"time"
 
 	"github.com/postern-mta/postern/pipeline"
@@ -12,8 +13,10 @@ func (n *session) startTLS([]byte) {
 	switch {
 	case n.facts.TLS != "":
 		n.bad(hasTLS)
-	case !n.offersTLS():
+	case n.srv.o.TLSMode == TLSOff || n.srv.o.TLSMode == TLSImplicit:
 		n.bad(notImplemented)
+	case !n.srv.tlsReady():
+		n.answer(noTLSYet)
 	case n.facts.User != "":
 		n.bad(loggedIn)
 	case n.in.Buffered() > 0:
@@ -27,12 +30,30 @@ func (n *session) startTLS([]byte) {
 	}
 }
 
+// needTLS answers a command that must not be said in plain text.
+func (n *session) needTLS() {
+	if !n.srv.tlsReady() {
+		n.answer(noTLSYet) // it is no fault of the client
+		return
+	}
+	n.bad(needsTLS)
+}
+
+// tlsReady reports whether a handshake could succeed.
+func (s *Server) tlsReady() bool { return s.o.TLSReady == nil || s.o.TLSReady() }
+
+// errNoCertificate: TLS cannot be spoken yet.
+var errNoCertificate = errors.New("there is no certificate yet")
+
 // handshake makes TLS of the connection.
 func (n *session) handshake() bool {
 	c := tls.Server(n.conn, n.srv.o.TLS)
 	err := n.conn.SetDeadline(time.Now().Add(n.srv.o.Timeouts.Handshake))
 	if err == nil && n.srv.ctx.Err() != nil {
 		err = errStopped
+	}
+	if err == nil && !n.srv.tlsReady() {
+		err = errNoCertificate
 	}
 	if err == nil {
 		err = c.Handshake()
