@@ -90,12 +90,12 @@ func (o *passwordOptions) valid() error {
 }
 
 func (o *passwordOptions) run(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer) error {
-	ctx, cancel := context.WithTimeout(ctx, lockPatience)
-	defer cancel()
 	switch {
 	case o.check && o.user == "":
 		return o.checkFile(stdout)
 	case o.delete:
+		ctx, cancel := context.WithTimeout(ctx, lockPatience)
+		defer cancel()
 		if err := auth.DeleteUser(ctx, o.file, o.user); err != nil {
 			return err
 		}
@@ -115,7 +115,7 @@ func (o *passwordOptions) run(ctx context.Context, stdin io.Reader, stdout, stde
 	}
 	switch {
 	case o.file != "":
-		return o.write(hash, stdout)
+		return o.write(ctx, hash, stdout)
 	case o.user != "":
 		fmt.Fprintf(stdout, "%s:%s\n", auth.Normal(o.user), hash)
 	default:
@@ -126,8 +126,8 @@ func (o *passwordOptions) run(ctx context.Context, stdin io.Reader, stdout, stde
 
 // write changes the file; waiting for its lock begins only now, after the
 // password was typed.
-func (o *passwordOptions) write(hash string, stdout io.Writer) error {
-	ctx, cancel := context.WithTimeout(context.Background(), lockPatience)
+func (o *passwordOptions) write(ctx context.Context, hash string, stdout io.Writer) error {
+	ctx, cancel := context.WithTimeout(ctx, lockPatience)
 	defer cancel()
 	change, err := auth.SetUser(ctx, o.file, o.user, hash)
 	if err != nil {

@@ -19,9 +19,10 @@ type Cost struct {
 	Lanes  uint8
 }
 
-// UsualCost is the cost of new hashes: some 20 ms and 19 MiB. It is the least
-// that OWASP's password storage cheat sheet recommends, because a mail client
-// logs in for every message, and each login that is checked holds the memory.
+// UsualCost is the cost of new hashes: 19 MiB and some tens of milliseconds. It
+// is the least that OWASP's password storage cheat sheet recommends, because a
+// mail client logs in for every message, and each login that is checked holds
+// the memory.
 func UsualCost() Cost { return Cost{Memory: 19 << 10, Passes: 2, Lanes: 1} }
 
 // mostCost bounds what a line of a password file may ask for.
