@@ -54,6 +54,10 @@ type Options struct {
 	MaxHead int
 	// MaxFields bounds the fields; 0 means DefaultMaxFields.
 	MaxFields int
+	// BlankIsBody makes a first line that begins with a blank the start of the
+	// body, for an entrance that puts a field of its own on top: such a line would
+	// continue it. The bytes stay; an edit puts a blank line between.
+	BlankIsBody bool
 }
 
 // The defaults of Options.
@@ -296,6 +300,9 @@ const (
 // what is not there.
 func (d *reader) kind(line []byte) int {
 	if line[0] == ' ' || line[0] == '\t' {
+		if d.line == 0 && d.o.BlankIsBody {
+			return notField
+		}
 		return continuation
 	}
 	if n := nameLength(line); n > 0 {

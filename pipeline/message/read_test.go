@@ -158,6 +158,38 @@ func toCRLF(s string) string {
 	return strings.ReplaceAll(s, mark, "\r\n")
 }
 
+// A first line that begins with a blank never continues a field that is put on
+// top of it, in whatever pieces it comes.
+func TestReadBlankFirstLine(t *testing.T) {
+	for in, want := range map[string]string{
+		" b\n c\nA: d\n\nbody\n":         "X: y\n\n b\n c\nA: d\n\nbody\n",
+		"\tb\n":                          "X: y\n\n\tb\n",
+		" \n\nbody\n":                    "X: y\n\n \n\nbody\n",
+		" ":                              "X: y\n\n ",
+		"\n b\n":                         "X: y\n\n b\n",
+		"A: d\n b\n":                     "X: y\nA: d\n b\n",
+		"":                               "X: y\n",
+		" " + strings.Repeat("x", 2<<20): "X: y\n\n " + strings.Repeat("x", 2<<20),
+	} {
+		for _, r := range []io.Reader{strings.NewReader(in), iotest.OneByteReader(strings.NewReader(in))} {
+			m, err := Read(r, Options{Lines: Keep, BlankIsBody: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := string(m.Bytes()); got != in {
+				t.Errorf("%.40q was read, %.40q came out", in, got)
+			}
+			h, err := m.Head().Edit(FieldEdit{Op: Add, Name: "X", Value: "y"})
+			if got := string(m.WithHead(h).Bytes()); err != nil || got != want {
+				t.Errorf("%.40q: %.60q, %v, want %.60q", in, got, err, want)
+			}
+			if err := m.Body().Release(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
 func TestReadRepairs(t *testing.T) {
 	for _, c := range []struct{ in, want string }{
 		{"", ""},

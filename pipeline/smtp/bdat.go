@@ -13,7 +13,7 @@ var ErrBDAT = errors.New("bad BDAT command")
 // ParseBDAT reads what follows "BDAT ": the size of the chunk that comes behind
 // the command's line, and whether it is the last (RFC 3030 §2).
 func ParseBDAT(args string) (size int64, last bool, err error) {
-	words := strings.Fields(args)
+	words := strings.FieldsFunc(args, func(c rune) bool { return c == ' ' })
 	if len(words) == 0 || len(words) > 2 || len(words[0]) > 18 {
 		return 0, false, ErrBDAT
 	}
