@@ -2,6 +2,7 @@ package smtp
 
 import (
 	"bytes"
+	"strings"
 
 	"github.com/postern-mta/postern/pipeline/reply"
 	wire "github.com/postern-mta/postern/pipeline/smtp"
@@ -59,8 +60,6 @@ type command struct {
 	plain bool
 	// idle leads nowhere by itself; there is a limit of such.
 	idle bool
-	// secret has arguments that do not belong into a transcript.
-	secret bool
 	// only and not name the services that know it; none means all.
 	only, not []Service
 }
@@ -83,7 +82,7 @@ func commandTable() map[string]*command {
 		"HELP":     {in: always, do: replies(saidHelp), idle: true},
 		"QUIT":     {in: [states]rule{may, may, ends, ends, ends, may}, do: (*session).quit, args: nothing, plain: true},
 		"STARTTLS": {in: outside, do: (*session).startTLS, args: nothing, plain: true},
-		"AUTH":     {in: between, do: (*session).auth, args: something, secret: true},
+		"AUTH":     {in: between, do: (*session).auth, args: something},
 		"XCLIENT":  {in: outside, do: (*session).xclient, args: something},
 	}
 	for _, name := range []string{"EXPN", "ETRN", "TURN", "ATRN", "SEND", "SOML", "SAML"} {
@@ -147,7 +146,7 @@ func (c *command) known(v Service) bool {
 func (n *session) dispatch(line []byte) {
 	c, args := n.lookup(line)
 	if n.transcript != nil {
-		n.transcribe("C: ", masked(c, line))
+		n.transcribe("C: ", n.masked(c, line))
 	}
 	switch {
 	case c == nil && bytes.HasPrefix(line, []byte("SSH-")):
@@ -221,16 +220,43 @@ func (n *session) drop(line []byte) {
 	}
 }
 
-// masked is a line as it may stand in a transcript.
-func masked(c *command, line []byte) []byte {
-	if c == nil || !c.secret {
+// mechanisms are the names that a transcript shows; what else follows AUTH may
+// be a password.
+var mechanisms = map[string]bool{
+	"PLAIN": true, "LOGIN": true, "CRAM-MD5": true, "DIGEST-MD5": true, "NTLM": true, "GSSAPI": true, "XOAUTH2": true,
+	"OAUTHBEARER": true, "EXTERNAL": true, "ANONYMOUS": true, "SCRAM-SHA-1": true, "SCRAM-SHA-256": true,
+}
+
+// masked is a line as it may stand in a transcript. Of whatever looks like an
+// AUTH, well-formed or not, the mechanism is shown; and a line behind one that
+// was refused may be a response of a client that did not wait.
+func (n *session) masked(c *command, line []byte) []byte {
+	const verb = "AUTH"
+	if len(line) < len(verb) || !bytes.EqualFold(line[:len(verb)], []byte(verb)) {
+		if c == nil && n.exposed {
+			return []byte("(secret, perhaps)")
+		}
+		n.exposed = false
 		return line
 	}
-	words := bytes.SplitN(line, []byte(" "), 3)
-	if len(words) < 3 {
-		return line
+	n.exposed = true
+	rest := bytes.TrimLeft(line[len(verb):], " \t")
+	mechanism, response := rest, []byte(nil)
+	if i := bytes.IndexAny(rest, " \t"); i >= 0 {
+		mechanism, response = rest[:i], rest[i:]
 	}
-	return append(bytes.Join(words[:2], []byte(" ")), " (secret)"...)
+	shown := append([]byte(nil), line[:len(verb)]...)
+	switch {
+	case len(rest) == 0:
+		return shown
+	case !mechanisms[strings.ToUpper(string(mechanism))]:
+		return append(shown, " (secret)"...)
+	}
+	shown = append(append(shown, ' '), mechanism...)
+	if len(response) > 0 {
+		shown = append(shown, " (secret)"...)
+	}
+	return shown
 }
 
 // foreign ends a connection on which somebody speaks another protocol.

@@ -293,11 +293,30 @@ func (n *session) hungUp() bool {
 	}
 	gone := false
 	err = raw.Control(func(fd uintptr) {
-		var b [1]byte
+		var b [goodbye + 1]byte
 		k, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		gone = err == nil && k == 0 || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ETIMEDOUT)
+		switch {
+		case err != nil:
+			gone = errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ETIMEDOUT)
+		case n.facts.TLS != "":
+			gone = k == 0 || saysGoodbye(b[:k])
+		default:
+			gone = k == 0
+		}
 	})
 	return gone || err != nil
+}
+
+// goodbye is the size in bytes of a TLS 1.3 record that holds an alert: a
+// header of five, the alert's two, its type, and the seal.
+const goodbye = 5 + 2 + 1 + 16
+
+// saysGoodbye reports whether all that is left to be read is the alert with
+// which a client ends TLS (RFC 8446 §6.1). Under TLS 1.3 it looks like any
+// record of its size, but no client has two bytes to say at this point.
+func saysGoodbye(b []byte) bool {
+	const alert, data = 21, 23
+	return b[0] == alert || len(b) == goodbye && b[0] == data && b[3] == 0 && b[4] == goodbye-5
 }
 
 // prefixed is a connection of which some bytes have been read already.

@@ -49,7 +49,7 @@ func (n *session) repairs() bool { return *n.srv.o.Lines == message.Repair }
 // readOptions are for a message whose line ends were dealt with.
 func (n *session) readOptions() message.Options {
 	l := &n.srv.o.Limits
-	return message.Options{Spool: n.srv.o.Spool, MaxSize: n.limit, MaxHead: l.Head, MaxFields: l.Fields}
+	return message.Options{Spool: n.srv.o.Spool, MaxSize: n.limit, MaxHead: l.Head, MaxFields: l.Fields, BlankIsBody: true}
 }
 
 // bdat answers BDAT (RFC 3030 §2).

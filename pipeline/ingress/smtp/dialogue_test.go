@@ -52,7 +52,7 @@ func TestDialogues(t *testing.T) {
 	t.Logf("%d dialogues", count)
 }
 
-var stepLine = regexp.MustCompile(`^(C|C-|S|S\+|EOF|CLOSE|WAIT|TLS|STORED|FROM|TO|BODY|HEAD|ORIGIN|HOLD|WRITES|LOG|NOLOG|TRANSCRIPT|STOP|RESETS|AT|ENVELOPE)(?:\*(\d+))?(?::(?: (.*))?)?$`)
+var stepLine = regexp.MustCompile(`^(C|C-|S|S\+|EOF|CLOSE|WAIT|TLS|STORED|FROM|TO|BODY|HEAD|ORIGIN|HOLD|WRITES|LOG|NOLOG|TRANSCRIPT|NOTRANSCRIPT|STOP|RESETS|AT|ENVELOPE)(?:\*(\d+))?(?::(?: (.*))?)?$`)
 
 func readDialogues(t *testing.T, file string) []*dialogue {
 	t.Helper()
@@ -276,7 +276,7 @@ func (d *dialogue) run(t *testing.T, bytewise bool) {
 	conn := st.listener.dial(t, st.peer)
 	c := &client{t: t, conn: conn, raw: conn, bytewise: bytewise, lines: make(chan string, 10000)}
 	stop, done := make(chan struct{}), make(chan struct{})
-	if st.o.TLSMode == TLSImplicit {
+	if st.o.TLSMode == TLSImplicit && !d.has("plainclient") {
 		c.conn = tls.Client(c.conn, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // it is our own
 	}
 	go c.read(c.conn, stop, done)
@@ -428,6 +428,10 @@ func (st *stage) checkLate(t *testing.T, s step) {
 		}
 	case "TRANSCRIPT":
 		matches(t, s, st.script.String())
+	case "NOTRANSCRIPT":
+		if regexp.MustCompile(s.text).MatchString(st.script.String()) {
+			t.Errorf("%s: the transcript has %s:\n%s", s.where, s.text, st.script.String())
+		}
 	case "RESETS":
 		if got := strconv.Itoa(st.resets.count()); got != s.text {
 			t.Errorf("%s: %s resets", s.where, got)

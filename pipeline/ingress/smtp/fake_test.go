@@ -124,9 +124,20 @@ type fakeRelay struct {
 	env           map[string]string
 	admit, sender error
 	lots          map[string]string
+	// Under TLS:
+	tlsStanding *pipeline.Standing
+	tlsAdmit    error
 }
 
-func (f *fakeRelay) Admit(context.Context, *pipeline.Session) (pipeline.Standing, map[string]string, error) {
+func (f *fakeRelay) Admit(_ context.Context, s *pipeline.Session) (pipeline.Standing, map[string]string, error) {
+	if s.TLS != "" {
+		if f.tlsAdmit != nil {
+			return pipeline.Stranger, nil, f.tlsAdmit
+		}
+		if f.tlsStanding != nil {
+			return *f.tlsStanding, map[string]string{"DATABYTES": "30"}, nil
+		}
+	}
 	return f.standing, f.env, f.admit
 }
 

@@ -44,9 +44,10 @@ type Authenticator interface {
 // one that is no *reply.Error is temporary.
 type Relay interface {
 	// Admit is asked once a connection, before the chain, and again when XCLIENT
-	// names another client. The environment becomes
-	// Session.Env; a DATABYTES in it is the limit of a message in bytes, 0 for
-	// none. An error is told in place of the greeting.
+	// names another client. The environment becomes Session.Env; a DATABYTES in it
+	// is the limit of a message in bytes, 0 for none. An error is told in place of
+	// the greeting. A stranger is asked about again after STARTTLS, of which a rule
+	// may make something; an error ends the connection then.
 	Admit(ctx context.Context, s *pipeline.Session) (pipeline.Standing, map[string]string, error)
 	// Sender is asked at each MAIL.
 	Sender(ctx context.Context, s *pipeline.Session, mail wire.Mail) error

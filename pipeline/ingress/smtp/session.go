@@ -56,6 +56,9 @@ type session struct {
 	// dropping is set behind a chunk that was refused: the client may have sent
 	// the others of its message already, which is no error of its own.
 	dropping bool
+	// exposed is set behind an AUTH, until a command of another name: what is no
+	// command then may be a password.
+	exposed bool
 
 	// What was refused or led nowhere so far, for Limits.
 	errors, badCommands, idle, unknown, logins int
@@ -283,19 +286,13 @@ func (n *session) learnName(f name) {
 // says why not.
 func (n *session) greet() {
 	o := &n.srv.o
-	ctx, cancel := context.WithTimeoutCause(n.srv.ctx, o.Timeouts.Judge, errSlow)
-	standing, env, err := o.Relay.Admit(ctx, n.show())
-	cancel()
+	standing, env, err := n.askRelay()
 	if err != nil {
 		n.rec.err = err
 		n.refuse(reply.Of(err))
 		return
 	}
-	n.learn(func(s *pipeline.Session) { s.Standing, s.Env = standing, env })
-	n.limit = o.Limits.Message
-	if size, err := strconv.ParseInt(env["DATABYTES"], 10, 64); err == nil && size >= 0 {
-		n.limit = size
-	}
+	n.become(standing, env)
 	if err := n.startJudging(); err != nil {
 		n.rec.err = err
 		o.Log.Error("a connection is refused", "session", n.id, "entrance", o.Entrance, "error", err)
@@ -307,6 +304,22 @@ func (n *session) greet() {
 		return
 	}
 	n.say(n.srv.greeting)
+}
+
+// askRelay asks what the client is to us.
+func (n *session) askRelay() (pipeline.Standing, map[string]string, error) {
+	ctx, cancel := context.WithTimeoutCause(n.srv.ctx, n.srv.o.Timeouts.Judge, errSlow)
+	defer cancel()
+	return n.srv.o.Relay.Admit(ctx, n.show())
+}
+
+// become is what the Relay's answer makes of the session.
+func (n *session) become(standing pipeline.Standing, env map[string]string) {
+	n.learn(func(s *pipeline.Session) { s.Standing, s.Env = standing, env })
+	n.limit = n.srv.o.Limits.Message
+	if size, err := strconv.ParseInt(env["DATABYTES"], 10, 64); err == nil && size >= 0 {
+		n.limit = size
+	}
 }
 
 // refuse says no in place of the greeting. A client that is refused for good

@@ -64,9 +64,10 @@ var settings = map[string]func(st *stage, v string) error{
 		st.o.RequireTLS = true
 		return nil
 	},
-	"late":   func(st *stage, _ string) error { st.o.Late = true; return nil },
-	"whole":  func(*stage, string) error { return nil },
-	"repair": func(st *stage, _ string) error { lines := message.Repair; st.o.Lines = &lines; return nil },
+	"late":        func(st *stage, _ string) error { st.o.Late = true; return nil },
+	"whole":       func(*stage, string) error { return nil },
+	"plainclient": func(*stage, string) error { return nil },
+	"repair":      func(st *stage, _ string) error { lines := message.Repair; st.o.Lines = &lines; return nil },
 	"size": func(st *stage, v string) (err error) {
 		st.o.Limits.Message, err = strconv.ParseInt(v, 10, 64)
 		return err
@@ -104,6 +105,12 @@ var settings = map[string]func(st *stage, v string) error{
 		return err
 	},
 	"standing": func(st *stage, v string) error { st.relay.standing = pipeline.ParseStanding(v); return nil },
+	"tlsstanding": func(st *stage, v string) error {
+		s := pipeline.ParseStanding(v)
+		st.relay.tlsStanding = &s
+		return nil
+	},
+	"tlsadmit": func(st *stage, v string) error { return answers(&st.relay.tlsAdmit, v) },
 	"env": func(st *stage, v string) error {
 		key, value, _ := strings.Cut(v, "=")
 		st.relay.env = map[string]string{key: value}

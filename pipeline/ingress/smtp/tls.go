@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/postern-mta/postern/pipeline"
+	"github.com/postern-mta/postern/pipeline/reply"
 )
 
 // startTLS answers STARTTLS (RFC 3207).
@@ -26,6 +27,7 @@ func (n *session) startTLS([]byte) {
 		if n.flush() == nil && n.handshake() {
 			n.in.Reset(source{n})
 			n.hear()
+			n.readmit()
 		}
 	}
 }
@@ -44,6 +46,27 @@ func (s *Server) tlsReady() bool { return s.o.TLSReady == nil || s.o.TLSReady() 
 
 // errNoCertificate: TLS cannot be spoken yet.
 var errNoCertificate = errors.New("there is no certificate yet")
+
+// readmit asks what a stranger is to us now that there is TLS. Its standing may
+// only rise; if it does, nothing counts that was held against the stranger.
+func (n *session) readmit() {
+	if n.facts.Standing != pipeline.Stranger {
+		return
+	}
+	standing, env, err := n.askRelay()
+	switch {
+	case err != nil:
+		n.rec.err = err
+		r := reply.Of(err)
+		if r.Class != reply.Permanent {
+			r.Code = 421
+		}
+		n.hangUp("refused", r)
+	case standing > pipeline.Stranger:
+		n.become(standing, env)
+		n.rejudge()
+	}
+}
 
 // handshake makes TLS of the connection.
 func (n *session) handshake() bool {
