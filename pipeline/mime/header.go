@@ -171,9 +171,7 @@ func (p *headerParser) odd(i int, line []byte) {
 		_, known := fieldKinds[name]
 		if known || plainName(bytes.TrimRight(line[:colon], " \t")) {
 			if !p.any {
-				p.plainStart = true
-				p.h.found |= because(HeaderMissing)
-				p.h.starts = append(p.h.starts, start{i, 0})
+				p.plain(i)
 			} else {
 				p.mayStart(i, FieldName)
 			}
@@ -183,11 +181,7 @@ func (p *headerParser) odd(i int, line []byte) {
 		}
 	}
 	if !p.any {
-		if !p.plainStart {
-			p.plainStart = true
-			p.h.found |= because(HeaderMissing)
-			p.h.starts = append(p.h.starts, start{i, 0})
-		}
+		p.plain(i)
 		return
 	}
 	// The line may end the header, be skipped, or belong to the field before it.
@@ -195,6 +189,16 @@ func (p *headerParser) odd(i int, line []byte) {
 	kind, from, reading := p.kind, p.from, p.reading
 	p.close(i)
 	p.kind, p.from, p.reading = kind, from, reading|because(HeaderEndsAtGarbage)
+}
+
+// plain has the body begin at i, where a header should.
+func (p *headerParser) plain(i int) {
+	if p.plainStart {
+		return
+	}
+	p.plainStart = true
+	p.h.found |= because(HeaderMissing)
+	p.h.starts = append([]start{{i, 0}}, p.h.starts...)
 }
 
 const maxOddName = 200

@@ -35,7 +35,7 @@ func (s *source) cuts(start, end int64, boundary string) (cuts []cut, seen int64
 }
 
 // multipart reads a multipart whose body begins at from, under each boundary that
-// it may have. found is false if there is no part in it.
+// it may have. found is false if none of them divides it.
 func (e *entity) multipart(src *source, from int64, reading Reading) (found bool, err error) {
 	if from > e.end(src) {
 		return false, nil
@@ -47,23 +47,22 @@ func (e *entity) multipart(src *source, from int64, reading Reading) (found bool
 		}
 		ok, err := e.split(src, from, e.end(src), b.text, reading|b.reading)
 		if err != nil {
-			return found, err
+			return false, err
 		}
 		if ok {
 			e.noteBoundary(b)
 		}
 		good = good || ok
 	}
-	found = good
 	if !good {
+		// Without a boundary there may be no parts: it is a text then, too.
 		e.find(BoundaryBad, e.p, "")
-		found, err = e.guess(src, from, e.end(src), reading|because(BoundaryBad, BoundaryGuessed), true)
-		if err != nil {
-			return found, err
+		if _, err := e.guess(src, from, e.end(src), reading|because(BoundaryBad, BoundaryGuessed), true); err != nil {
+			return false, err
 		}
 	}
 	decoded, err := e.encodedMultipart(src, from, reading)
-	return found || decoded, err
+	return good || decoded, err
 }
 
 // noteBoundary notes a boundary that is used but is not the standard's.
