@@ -3,6 +3,7 @@
 package filters
 
 import (
+	"github.com/postern-mta/postern/filters/dkim"
 	"github.com/postern-mta/postern/filters/dnsbl"
 	"github.com/postern-mta/postern/filters/header"
 	"github.com/postern-mta/postern/filters/rule"
@@ -12,5 +13,5 @@ import (
 
 // Kinds are the built-in filters, in the order of their names.
 func Kinds() []pipeline.Kind {
-	return []pipeline.Kind{dnsbl.Kind(), header.Kind(), rule.Kind(), tap.Kind()}
+	return []pipeline.Kind{dkim.SignKind(), dkim.VerifyKind(), dnsbl.Kind(), header.Kind(), rule.Kind(), tap.Kind()}
 }

@@ -1,0 +1,146 @@
+package dkim
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"strings"
+
+	"github.com/postern-mta/postern/pipeline/message"
+)
+
+// errBlank is a body whose blank lines nobody should have to keep.
+var errBlank = errors.New("too many blank lines within the body")
+
+const (
+	// chunk is how much of a body is read at once, in bytes.
+	chunk = 64 << 10
+	// maxBlank bounds a run of blank lines within a body, in bytes.
+	maxBlank = 1 << 20
+)
+
+// feed gives go-msgauth a head and the body that belongs to it, so that it can
+// do it no harm. As of v0.7.0 the library keeps every run of blank lines in
+// memory, and passes over it anew for each piece of a body under "simple": 10
+// MiB of line ends take it seconds and twice the memory. So blank lines at the
+// end, of which canonicalisation leaves one line end (RFC 6376 §3.4.3, §3.4.4),
+// come as one, and a run of more than maxBlank within is errBlank. A feed is
+// read once.
+type feed struct {
+	ctx  context.Context
+	head *strings.Reader
+	body *message.Body
+	// void are the bytes of lines that count as blank.
+	void string
+	held []byte
+	full bool // held could not hold all
+	err  error
+}
+
+func newFeed(ctx context.Context, head string, body *message.Body, canonicalization string) *feed {
+	f := &feed{ctx: ctx, head: strings.NewReader(head), body: body, void: "\r\n"}
+	if canonicalization == relaxed {
+		f.void = " \t\r\n"
+	}
+	return f
+}
+
+// Read gives out the head, which is all that the library reads by Read.
+func (f *feed) Read(p []byte) (int, error) {
+	if f.head.Len() == 0 {
+		return 0, io.EOF
+	}
+	return f.head.Read(p)
+}
+
+// WriteTo writes what is left of the head, and the body.
+func (f *feed) WriteTo(w io.Writer) (int64, error) {
+	c := &counter{to: w}
+	if _, err := f.head.WriteTo(c); err != nil {
+		return c.n, err
+	}
+	f.err = f.writeBody(c)
+	return c.n, f.err
+}
+
+// counter counts what is written.
+type counter struct {
+	to io.Writer
+	n  int64
+}
+
+func (c *counter) Write(p []byte) (int, error) {
+	n, err := c.to.Write(p)
+	c.n += int64(n)
+	return n, err
+}
+
+func (f *feed) writeBody(w io.Writer) error {
+	if content, ok := f.body.Memory(); ok {
+		for len(content) > 0 {
+			n := min(len(content), chunk)
+			if err := f.pass(w, content[:n]); err != nil {
+				return err
+			}
+			content = content[n:]
+		}
+		return f.end(w)
+	}
+	buf := make([]byte, chunk)
+	for off := int64(0); off < f.body.Size(); {
+		n, err := f.body.ReadAt(buf, off)
+		off += int64(n)
+		if err != nil && (!errors.Is(err, io.EOF) || off < f.body.Size()) {
+			return err
+		}
+		if err := f.pass(w, buf[:n]); err != nil {
+			return err
+		}
+	}
+	return f.end(w)
+}
+
+// pass writes a piece of the body but for blank lines at its end.
+func (f *feed) pass(w io.Writer, p []byte) error {
+	if err := f.ctx.Err(); err != nil {
+		return err
+	}
+	text := bytes.TrimRight(p, f.void)
+	if len(text) > 0 {
+		if f.full {
+			return errBlank
+		}
+		if len(f.held) > 0 {
+			if _, err := w.Write(f.held); err != nil {
+				return err
+			}
+			f.held = f.held[:0]
+		}
+		if _, err := w.Write(text); err != nil {
+			return err
+		}
+	}
+	p = p[len(text):]
+	room := maxBlank - len(f.held)
+	if len(p) > room {
+		f.full, p = true, p[:room]
+	}
+	f.held = append(f.held, p...)
+	return nil
+}
+
+// end writes what stands for the blank lines at the end. What has CRs that are
+// no line ends is left to the library.
+func (f *feed) end(w io.Writer) error {
+	held := f.held
+	if bytes.Count(held, []byte("\r")) != bytes.Count(held, []byte("\r\n")) {
+		if f.full {
+			return errBlank
+		}
+	} else if bytes.IndexByte(held, '\n') >= 0 {
+		held = []byte("\n")
+	}
+	_, err := w.Write(held)
+	return err
+}
