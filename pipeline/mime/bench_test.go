@@ -3,7 +3,6 @@ package mime
 import (
 	"context"
 	"encoding/base64"
-	"errors"
 	"io"
 	"mime/multipart"
 	"net/mail"
@@ -82,8 +81,7 @@ func floor(text, boundary string) error {
 		if p.Header.Get("Content-Transfer-Encoding") == "base64" {
 			content = base64.NewDecoder(base64.StdEncoding, p)
 		}
-		var junk base64.CorruptInputError
-		if _, err := io.Copy(io.Discard, content); err != nil && !errors.As(err, &junk) {
+		if _, err := io.Copy(io.Discard, content); err != nil {
 			return err
 		}
 	}
@@ -93,12 +91,14 @@ func floor(text, boundary string) error {
 // times as long it takes as the standard library's reader, which sees one
 // reading and indexes nothing.
 func BenchmarkRead(b *testing.B) {
-	for _, x := range []struct{ name, text, boundary string }{
-		{"text-4KiB", benchText(4 << 10), ""},
-		{"html-100KiB", benchHTML(100 << 10), "=_abc"},
-		{"attachment-10MiB", benchAttachment(10 << 20), "=_abc"},
-		// Every way to decode base64 applies; the standard library gives up early.
-		{"junk-10MiB", strings.ReplaceAll(benchAttachment(10<<20), "\nA", "\n!=_A"), ""},
+	large := benchAttachment(10 << 20)
+	for _, x := range []struct{ name, text, plain, boundary string }{
+		{"text-4KiB", benchText(4 << 10), benchText(4 << 10), ""},
+		{"html-100KiB", benchHTML(100 << 10), benchHTML(100 << 10), "=_abc"},
+		{"attachment-10MiB", large, large, "=_abc"},
+		// Every way to decode base64 applies. The standard library would give up at
+		// once: it has the message without junk.
+		{"junk-10MiB", strings.ReplaceAll(large, "\nA", "\n!=_A"), large, "=_abc"},
 	} {
 		b.Run(x.name, func(b *testing.B) {
 			at, size := strings.NewReader(x.text), int64(len(x.text))
@@ -113,7 +113,7 @@ func BenchmarkRead(b *testing.B) {
 			n := b.N
 			begin := time.Now()
 			for range n {
-				if err := floor(x.text, x.boundary); err != nil {
+				if err := floor(x.plain, x.boundary); err != nil {
 					b.Fatal(err)
 				}
 			}

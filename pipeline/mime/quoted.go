@@ -241,9 +241,14 @@ func (l *quotedLook) scan(b []byte) {
 			l.found |= because(QuotedBad)
 		}
 	}
-	if !l.found.Has(QuotedBlanks) && (bytes.Contains(b, blankLF) || bytes.Contains(b, tabLF) || bytes.Contains(b, blankCR)) {
-		l.found |= because(QuotedBlanks)
+	for rest := b; !l.found.Has(QuotedBlanks); {
+		k := bytes.IndexByte(rest, '\n')
+		if k < 0 {
+			break
+		}
+		if beforeBlanks(rest[:k]) < k {
+			l.found |= because(QuotedBlanks)
+		}
+		rest = rest[k+1:]
 	}
 }
-
-var blankLF, tabLF, blankCR = []byte(" \n"), []byte("\t\n"), []byte(" \r\n")
