@@ -16,8 +16,10 @@ import (
 	"github.com/postern-mta/postern/cmd/postern/config"
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/envelope"
+	"github.com/postern-mta/postern/pipeline/ingress/relay"
 	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/reply"
+	"github.com/postern-mta/postern/rules"
 )
 
 // explainFlags are what postern explain is told of a message's origin.
@@ -37,7 +39,8 @@ own code and without side effects, and print stage by stage what each filter say
 how long it takes, what it changes, and what the sender would be answered.
 
 With --ip the message comes from the network, else from a local user. It is a stranger's
-unless --auth or --relay says otherwise.`,
+unless --auth or --relay says otherwise, or, for an SMTP entrance, its own rules about
+relaying.`,
 		Args: cobra.ExactArgs(1),
 	}
 	fl := c.Flags()
@@ -121,6 +124,11 @@ func (f explainFlags) transaction(c *config.Config) (*pipeline.Transaction, *con
 		}
 		s.Peer, s.UID, s.Standing = netip.AddrPortFrom(a.Unmap(), 0), -1, pipeline.Stranger
 	}
+	if listen.IsSMTP() {
+		if err := admit(c, listen, s); err != nil {
+			return nil, nil, err
+		}
+	}
 	switch {
 	case f.user != "":
 		s.Standing = pipeline.Authenticated
@@ -136,6 +144,36 @@ func (f explainFlags) transaction(c *config.Config) (*pipeline.Transaction, *con
 		}
 	}
 	return &pipeline.Transaction{ID: "explain", Session: s, Envelope: envelope.To(f.from, f.to...)}, listen, nil
+}
+
+// admit gives a session what an SMTP entrance knows of it.
+func admit(c *config.Config, l *config.Listen, s *pipeline.Session) error {
+	s.Protocol, s.UID, s.PID = "smtp", -1, 0
+	if l.Service == "lmtp" {
+		s.Protocol, s.AnswersEach = "lmtp", true
+	}
+	if !s.Peer.IsValid() {
+		s.Standing = pipeline.Stranger // nobody is local to it
+	}
+	o := relay.Options{Hostname: c.Hostname, Rule: l.RelayRule()}
+	if l.TCPRules != "" {
+		file, err := rules.OpenTCPRules(l.TCPRules, rules.FileOptions{})
+		if err != nil {
+			return fmt.Errorf("listen.%s.tcprules: %w", l.Name, err)
+		}
+		defer file.Close()
+		o.TCPRules = file
+	}
+	p, err := relay.New(o)
+	if err != nil {
+		return err
+	}
+	standing, env, err := p.Admit(context.Background(), s)
+	if err != nil {
+		return fmt.Errorf("the client would be refused before any filter sees it: %s: %w", reply.Of(err).SMTP(), err)
+	}
+	s.Standing, s.Env = standing, env
+	return nil
 }
 
 func (f explainFlags) listen(c *config.Config) (*config.Listen, error) {

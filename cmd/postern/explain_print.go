@@ -17,6 +17,8 @@ import (
 
 // explanation is what `postern explain` found, in the form of --json.
 type explanation struct {
+	Entrance string           `json:"entrance"`
+	Protocol string           `json:"protocol"`
 	Chain    string           `json:"chain"`
 	Standing string           `json:"standing"`
 	Peer     string           `json:"peer,omitempty"`
@@ -63,7 +65,7 @@ type explainedFate struct {
 func explain(tx *pipeline.Transaction, chain *pipeline.Chain, m message.Message, o *pipeline.Outcome, took time.Duration) explanation {
 	s := tx.Session
 	x := explanation{
-		Chain: chain.Name(), Standing: s.Standing.String(), Helo: s.Helo, User: s.User, From: tx.Envelope.Sender,
+		Entrance: s.Entrance, Protocol: s.Protocol, Chain: chain.Name(), Standing: s.Standing.String(), Helo: s.Helo, User: s.User, From: tx.Envelope.Sender,
 		To: tx.Envelope.Addresses(), Size: m.Size(), Form: m.Form().String(),
 		Took: took.Round(time.Microsecond).String(),
 	}
@@ -207,6 +209,7 @@ func (x explanation) print(w io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "message   %d bytes, %s, from <%s> to %s\n", x.Size, x.Form, clean(x.From), addresses(x.To))
 	fmt.Fprintf(&b, "session   %s%s%s%s\n", x.Standing, optional(", from ", x.Peer), optional(", HELO ", x.Helo), optional(", user ", x.User))
+	fmt.Fprintf(&b, "entrance  %s, %s\n", x.Entrance, x.Protocol)
 	fmt.Fprintf(&b, "chain     %s\n\n", x.Chain)
 	x.printFilters(&b)
 	for _, f := range x.Refused {
@@ -222,7 +225,9 @@ func (x explanation) print(w io.Writer) error {
 		fmt.Fprintf(&b, "note      %s\n", note)
 	}
 	fmt.Fprintf(&b, "answer    %s\n", x.Answer)
-	fmt.Fprintf(&b, "exit      %d%s\n", x.Exit, optional(", or with a custom error text ", x.Text))
+	if x.Protocol == "qmail-queue" {
+		fmt.Fprintf(&b, "exit      %d%s\n", x.Exit, optional(", or with a custom error text ", x.Text))
+	}
 	fmt.Fprintf(&b, "took      %s\n", x.Took)
 	_, err := io.WriteString(w, b.String())
 	return err

@@ -4,13 +4,15 @@ import (
 	"github.com/postern-mta/postern/cmd/postern/config"
 )
 
-// furnish gets what entrances of a configuration share: lists of domains and
-// certificates. What has not changed is kept. undo takes it back if the
-// configuration does not come into force after all; settle gives up what it
-// replaced once it has. The daemon is locked.
+// furnish gets what entrances of a configuration share: lists of domains,
+// certificates and, when they are made, what users log in by. What has not
+// changed is kept. undo takes it back if the configuration does not come into
+// force after all; settle gives up what it replaced once it has. The daemon is
+// locked.
 func (d *daemon) furnish(c *config.Config) (undo func(), err error) {
-	oldLists, oldVault := d.lists.Load(), d.vault
+	oldLists, oldVault, oldLogins := d.lists.Load(), d.vault, d.logins.hold()
 	undo = func() {
+		d.logins.undo(oldLogins)
 		if d.vault != oldVault {
 			d.vault.close()
 		}
@@ -35,14 +37,15 @@ func (d *daemon) furnish(c *config.Config) (undo func(), err error) {
 		}
 		d.vault = v
 	}
-	d.replaced = replaced{lists: oldLists, vault: oldVault}
+	d.replaced = replaced{lists: oldLists, vault: oldVault, logins: oldLogins}
 	return undo, nil
 }
 
 // replaced is what a configuration that came into force has replaced.
 type replaced struct {
-	lists *lists
-	vault *vault
+	lists  *lists
+	vault  *vault
+	logins held
 }
 
 // settle gives up what was replaced, and looks after what is new. The daemon is
@@ -50,6 +53,7 @@ type replaced struct {
 func (d *daemon) settle() {
 	now, old := d.lists.Load(), d.replaced
 	d.replaced = replaced{}
+	d.logins.settle(old.logins)
 	if old.lists != nil && old.lists.more != now.more {
 		old.lists.close()
 	}

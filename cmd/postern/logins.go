@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/postern-mta/postern/cmd/postern/config"
@@ -73,7 +75,7 @@ func (l *logins) of(c *config.Config, listen *config.Listen) (smtp.Authenticator
 		chain = append(chain, b)
 	}
 	key := strings.Join(listen.Auth, " ")
-	if g, ok := l.guards[key]; ok && reflect.DeepEqual(g.of, []auth.Backend(chain)) {
+	if g, ok := l.guards[key]; ok && slices.Equal(g.of, chain) {
 		return g.Guard, nil
 	}
 	g := guard{auth.NewGuard(chain, auth.GuardOptions{Log: l.log}), chain}
@@ -93,9 +95,6 @@ func (l *logins) backend(name string, a *config.Auth) (auth.Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	if old, ok := l.backends[name].Backend.(io.Closer); ok {
-		old.Close() //nolint:errcheck // it is not used any more
-	}
 	l.backends[name] = backend{made, *a}
 	return made, nil
 }
@@ -106,8 +105,37 @@ func (l *logins) open(a *config.Auth) (auth.Backend, error) {
 		return auth.OpenFile(auth.FileOptions{Path: a.File, Log: l.log})
 	case "checkpassword":
 		return auth.NewProgram(programOf(a), l.log)
+	case "dovecot":
+		return auth.NewDovecot(auth.DovecotOptions{Socket: a.Socket, Timeout: a.Timeout, Log: l.log})
 	}
 	return nil, fmt.Errorf("kind %q is not in this version", a.Kind)
+}
+
+// held are what there is at one time.
+type held struct {
+	backends map[string]backend
+	guards   map[string]guard
+}
+
+func (l *logins) hold() held { return held{maps.Clone(l.backends), maps.Clone(l.guards)} }
+
+// undo takes back what was made since.
+func (l *logins) undo(before held) {
+	now := l.backends
+	l.backends, l.guards = before.backends, before.guards
+	closeReplaced(now, l.backends)
+}
+
+// settle gives up what was replaced since.
+func (l *logins) settle(before held) { closeReplaced(before.backends, l.backends) }
+
+// closeReplaced closes what is no longer there.
+func closeReplaced(before, now map[string]backend) {
+	for name, b := range before {
+		if c, ok := b.Backend.(io.Closer); ok && now[name].Backend != b.Backend {
+			c.Close() //nolint:errcheck // it is not used any more
+		}
+	}
 }
 
 // close ends helpers and connections.
@@ -115,9 +143,5 @@ func (l *logins) close() {
 	if l == nil {
 		return
 	}
-	for _, b := range l.backends {
-		if c, ok := b.Backend.(io.Closer); ok {
-			c.Close() //nolint:errcheck // it is not used any more
-		}
-	}
+	closeReplaced(l.backends, nil)
 }

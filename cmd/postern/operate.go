@@ -33,7 +33,7 @@ func checkCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "check",
 		Short: "Say everything that is wrong with the configuration",
-		Long:  "Read the configuration as the daemon would and say everything that is wrong with it, with file and line.\nThe exit code is 1 if anything is.",
+		Long:  "Read the configuration as the daemon would and say everything that is wrong with it, with file and line.\nOf SMTP entrances it says which versions and ciphers of TLS they offer. The exit code is 1 if anything is.",
 		Args:  cobra.NoArgs,
 	}
 	file := configFlag(c)
@@ -46,7 +46,12 @@ func checkCommand() *cobra.Command {
 		for _, w := range conf.Warnings {
 			fmt.Fprintf(c.ErrOrStderr(), "warning: %v\n", w)
 		}
+		found := checkSMTP(conf)
+		if !printFindings(found, io.Discard, c.ErrOrStderr()) {
+			return silent{}
+		}
 		fmt.Fprintf(c.OutOrStdout(), "%s is right: %d entrances, %d chains, %d filters\n", clean(*file), len(conf.Listen), len(conf.Chain), len(conf.Filter))
+		printFindings(found, c.OutOrStdout(), io.Discard)
 		for _, note := range shimNotes() {
 			fmt.Fprintln(c.OutOrStdout(), note)
 		}

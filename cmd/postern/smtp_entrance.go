@@ -155,8 +155,10 @@ func (d *daemon) protect(c *config.Config, l *config.Listen, o *smtp.Options) er
 	if store == nil {
 		return fmt.Errorf("listen.%s: its certificates were not read", l.Name)
 	}
+	p := policy(l)
+	o.TLSReady = func() bool { return store.Ready(p) }
 	var err error
-	o.TLS, err = store.Config(policy(l))
+	o.TLS, err = store.Config(p)
 	return err
 }
 

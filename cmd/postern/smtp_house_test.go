@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -349,6 +350,11 @@ func (c *talk) closed() {
 	if b, err := c.R.ReadByte(); err == nil {
 		c.t.Errorf("the connection goes on with %q", b)
 	}
+}
+
+// plainLogin is the initial response of AUTH PLAIN.
+func plainLogin(user, password string) string {
+	return base64.StdEncoding.EncodeToString([]byte("\x00" + user + "\x00" + password))
 }
 
 // authority makes certificates.

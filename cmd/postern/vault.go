@@ -73,11 +73,7 @@ func openVault(c *config.Config, before *vault, log *slog.Logger) (*vault, error
 		}
 	}
 	for _, name := range sortedKeys(v.of.lists) {
-		o := certs.Options{Hostname: c.Hostname, State: tlsDir(c), Log: log}
-		for _, pair := range v.of.lists[name] {
-			from := c.Certificate[pair]
-			o.Pairs = append(o.Pairs, certs.Pair{Cert: from.Cert, Key: from.Key, Where: "certificate." + pair})
-		}
+		o := certs.Options{Hostname: c.Hostname, State: tlsDir(c), Log: log, Pairs: pairsOf(c, v.of.lists[name])}
 		if before != nil {
 			o.From = before.stores[name]
 		}
@@ -95,6 +91,15 @@ func openVault(c *config.Config, before *vault, log *slog.Logger) (*vault, error
 		v.stores[name] = s
 	}
 	return v, nil
+}
+
+// pairsOf are the certificates of some names.
+func pairsOf(c *config.Config, names []string) (all []certs.Pair) {
+	for _, name := range names {
+		from := c.Certificate[name]
+		all = append(all, certs.Pair{Cert: from.Cert, Key: from.Key, Where: "certificate." + name})
+	}
+	return all
 }
 
 // manage obtains, renews and warns, until the vault is closed.

@@ -102,7 +102,7 @@ type Certificate struct {
 // ACME is the table [acme].
 type ACME struct {
 	Names     []string `toml:"names" doc:"the host names to get certificates for" unset:"none: no certificates are fetched"`
-	Email     string   `toml:"email" doc:"the address that the authority may write to"`
+	Email     string   `toml:"email" doc:"the address that the authority may write to" unset:"postmaster and hostname"`
 	Directory string   `toml:"directory" doc:"the URL of the authority's directory"`
 	Agree     bool     `toml:"agree" doc:"that you agree to the authority's terms, without which there is no certificate"`
 	Address   string   `toml:"address" doc:"where the authority's questions are answered (http-01); it asks port 80"`
@@ -321,6 +321,9 @@ func (l *loader) checkCertificates() {
 	}
 	if len(a.Names) == 0 {
 		return
+	}
+	if a.Email == "" {
+		a.Email = "postmaster@" + l.Hostname
 	}
 	if !a.Agree {
 		l.add(l.at("acme.agree"), "acme.agree: write agree = true once you have read the terms of %s", show(a.Directory))
