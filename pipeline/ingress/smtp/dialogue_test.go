@@ -49,7 +49,11 @@ func TestDialogues(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d dialogues", count)
+	_, cells := readMatrix(t)
+	t.Logf("%d dialogues, %d commands in states", count, len(cells))
+	if all := count + len(cells); all < minCases {
+		t.Errorf("%d cases, want at least %d", all, minCases)
+	}
 }
 
 var stepLine = regexp.MustCompile(`^(C|C-|S|S\+|EOF|CLOSE|WAIT|TLS|STORED|FROM|TO|BODY|HEAD|ORIGIN|HOLD|WRITES|LOG|NOLOG|TRANSCRIPT|NOTRANSCRIPT|STOP|RESETS|AT|ENVELOPE)(?:\*(\d+))?(?::(?: (.*))?)?$`)
