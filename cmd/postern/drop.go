@@ -81,13 +81,19 @@ func (h *credentials) become(c *config.Config) error {
 	return nil
 }
 
-// giveDir makes a directory for a user. One that is there already is left as it
-// is: it may be shared, and whether it will do shows when it is used.
+// giveDir makes a directory, and those above it, for a user. One that is there
+// already is left as it is: it may be shared, and whether it will do shows when
+// it is used.
 func (h *credentials) giveDir(dir string) error {
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if above := filepath.Dir(dir); above != dir {
+		if err := h.giveDir(above); err != nil {
+			return err
+		}
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
 	return os.Chown(dir, h.uid, h.gid)

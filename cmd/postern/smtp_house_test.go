@@ -225,7 +225,7 @@ func (g *gateway) logged(t *testing.T, count int, want ...string) []entry {
 		if fit := g.lines(t, want...); len(fit) >= count {
 			return fit
 		}
-		if p := g.daemon; p != nil && p.Process != nil && syscall.Kill(p.Process.Pid, 0) != nil {
+		if p := g.daemon; p != nil && ended(p.Process.Pid) {
 			break
 		}
 		time.Sleep(25 * time.Millisecond)
@@ -233,6 +233,12 @@ func (g *gateway) logged(t *testing.T, count int, want ...string) []entry {
 	b, _ := os.ReadFile(filepath.Join(g.dir, "log"))
 	t.Fatalf("the log never had %d lines with %q:\n%s", count, want, b)
 	return nil
+}
+
+// ended reports whether a process of ours has ended and was not waited for.
+func ended(pid int) bool {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	return err != nil || strings.Contains(string(b), ") Z ")
 }
 
 // arrived waits until a Maildir holds so many messages, and returns them.
