@@ -17,6 +17,7 @@ import (
 	"github.com/postern-mta/postern/pipeline/envelope"
 	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/reply"
+	"github.com/postern-mta/postern/pipeline/worker"
 )
 
 // Kind is a sort of filter that a configuration can name.
@@ -43,6 +44,15 @@ type Env struct {
 	// Secret derives a key of this installation for a purpose, for marks that
 	// nobody else can make. It is the same after a restart.
 	Secret func(purpose string) []byte
+	// Workers do what parses hostile input; nil if there are none, as where a
+	// configuration is only looked at.
+	Workers Workers
+}
+
+// Workers does a job in a process of its own, as worker.Pool does, and returns
+// its answer.
+type Workers interface {
+	Do(ctx context.Context, r worker.Request) (answer []byte, err error)
 }
 
 // Resolver asks the DNS. Errors are of type *net.DNSError.
