@@ -17,7 +17,7 @@ import (
 	"github.com/postern-mta/postern/pipeline/envelope"
 	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/reply"
-	"github.com/postern-mta/postern/pipeline/worker"
+	process "github.com/postern-mta/postern/pipeline/worker"
 )
 
 // Kind is a sort of filter that a configuration can name.
@@ -52,7 +52,7 @@ type Env struct {
 // Workers does a job in a process of its own, as worker.Pool does, and returns
 // its answer.
 type Workers interface {
-	Do(ctx context.Context, r worker.Request) (answer []byte, err error)
+	Do(ctx context.Context, r process.Request) (answer []byte, err error)
 }
 
 // Resolver asks the DNS. Errors are of type *net.DNSError.
