@@ -119,7 +119,8 @@ type Walker struct {
 // it contains. The error is that of visit or of ctx. After a limit on bytes or
 // members is reached the walk ends with a member that says so.
 func (w Walker) Walk(ctx context.Context, name string, r io.ReaderAt, size int64, visit Visit) error {
-	k := &walk{limits: w.Limits.defaults(), temp: w.Temp, ctx: ctx, visit: visit, buffer: make([]byte, 64<<10)}
+	k := &walk{limits: w.Limits.defaults(), temp: w.Temp, ctx: ctx, visit: visit}
+	k.buffer, k.far = make([]byte, 64<<10), make([]byte, farLength)
 	err := k.container(node{path: []string{name}, r: r, size: size})
 	if errors.Is(err, errEnough) {
 		return nil
@@ -135,7 +136,8 @@ type walk struct {
 	visit   Visit
 	members int
 	bytes   int64
-	buffer  []byte
+	buffer  []byte // for copying
+	far     []byte // for detecting
 }
 
 // node is a file that may be an archive.
@@ -160,7 +162,7 @@ var errEnough = errors.New("enough")
 
 // container walks a file in every format that it may be in.
 func (k *walk) container(n node) error {
-	for _, hit := range detect(n) {
+	for _, hit := range detect(n, k.far) {
 		if n.depth >= k.limits.Depth {
 			return k.report(n, &Error{OverLimit, hit.format.name, fmt.Sprintf("more than %d archives inside one another", k.limits.Depth)})
 		}

@@ -87,9 +87,9 @@ func formats() []format {
 	}
 }
 
-// detect is the formats that a file may be in.
-func detect(n node) (hits []hit) {
-	far := make([]byte, min(n.size, farLength))
+// detect is the formats that a file may be in; the buffer has farLength bytes.
+func detect(n node, buffer []byte) (hits []hit) {
+	far := buffer[:min(n.size, farLength)]
 	got, err := n.r.ReadAt(far, 0)
 	if err != nil && err != io.EOF && got == 0 {
 		return nil
@@ -188,7 +188,7 @@ func isTar(head []byte, _ node) bool {
 // IsArchive reports whether Walk would look into a file, and as what.
 func IsArchive(r io.ReaderAt, size int64) (formats []string) {
 	n := node{path: []string{""}, r: r, size: size}
-	for _, h := range detect(n) {
+	for _, h := range detect(n, make([]byte, min(size, farLength))) {
 		if !slices.Contains(formats, h.format.name) {
 			formats = append(formats, h.format.name)
 		}

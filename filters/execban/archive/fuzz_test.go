@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/postern-mta/postern/filters/execban/archive/archivetest"
 )
 
 // fuzz walks what comes with narrow limits and checks that they are kept, that
@@ -59,11 +61,11 @@ func fuzz(f *testing.F, ours bool, seeds ...[]byte) {
 }
 
 func FuzzZip(f *testing.F) {
-	text := zipMember{name: "readme.txt", content: []byte("nothing here")}
-	exe := zipMember{name: "a.exe", content: program, method: zipDeflate}
+	text := archivetest.Member{Name: "readme.txt", Content: []byte("nothing here")}
+	exe := archivetest.Member{Name: "a.exe", Content: program, Method: zipDeflate}
 	streamed, hidden := exe, exe
-	streamed.descriptor, hidden.noCentral = true, true
-	fuzz(f, true, zipOf("", text, exe), zipOf("junk", streamed, text), zipOf("", text, hidden), zip64(text), overlapping(3), nest(program, 3),
+	streamed.Descriptor, hidden.Unlisted = true, true
+	fuzz(f, true, archivetest.Zip("", text, exe), archivetest.Zip("junk", streamed, text), archivetest.Zip("", text, hidden), archivetest.Zip64(text), overlapping(3), nest(program, 3),
 		fixture(f, "LZMA.zip"), fixture(f, "BZip2.zip"), fixture(f, "xz.zip"), fixture(f, "aes.zip"), fixture(f, "encrypted.zip"))
 }
 
@@ -89,7 +91,7 @@ func FuzzSevenZipHeader(f *testing.F) {
 }
 
 func FuzzRAR(f *testing.F) {
-	fuzz(f, false, rar4(0, [2]string{"a.exe", string(program)}), rar4(4, [2]string{"a.exe", "x"}), rar5([2]string{"a.exe", string(program)}))
+	fuzz(f, false, archivetest.RAR4(0, [2]string{"a.exe", string(program)}), archivetest.RAR4(4, [2]string{"a.exe", "x"}), archivetest.RAR5([2]string{"a.exe", string(program)}))
 }
 
 func FuzzCabinet(f *testing.F) {
@@ -114,7 +116,7 @@ func FuzzISO(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		n := node{path: []string{"x"}, size: int64(len(b)) + isoDescriptors*isoSector}
 		n.r = bytes.NewReader(append(make([]byte, isoDescriptors*isoSector), b...))
-		k := &walk{limits: limits, ctx: context.Background(), buffer: make([]byte, 64<<10), visit: func(Member) error { return nil }, temp: func() Temp { return &memory{} }}
+		k := &walk{limits: limits, ctx: context.Background(), buffer: make([]byte, 64<<10), far: make([]byte, farLength), visit: func(Member) error { return nil }, temp: func() Temp { return &memory{} }}
 		_ = walkISO(k, n)
 		if k.members > limits.Members+1 {
 			t.Errorf("%d members", k.members)
@@ -123,13 +125,13 @@ func FuzzISO(f *testing.F) {
 }
 
 func FuzzTNEF(f *testing.F) {
-	fuzz(f, true, tnef("a.exe", "long.exe", program, nil), tnef("a.exe", "long.exe", nil, program))
+	fuzz(f, true, archivetest.TNEF("a.exe", "long.exe", program, nil), archivetest.TNEF("a.exe", "long.exe", nil, program))
 }
 
 func FuzzOLE(f *testing.F) {
-	fuzz(f, false, oleFile([2]string{"ObjectPool/\x01Ole10Native", native("a.exe", program)}), oleFile([2]string{"WordDocument", "x"}, [2]string{"EncryptedPackage", "x"}))
+	fuzz(f, false, archivetest.OLE([2]string{"ObjectPool/\x01Ole10Native", archivetest.Package("a.exe", program)}), archivetest.OLE([2]string{"WordDocument", "x"}, [2]string{"EncryptedPackage", "x"}))
 }
 
 func FuzzOneNote(f *testing.F) {
-	fuzz(f, true, oneNote([]byte("text"), program), oneNote(gzipped(f, program)))
+	fuzz(f, true, archivetest.OneNote([]byte("text"), program), archivetest.OneNote(gzipped(f, program)))
 }

@@ -1,7 +1,6 @@
 package archive
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/binary"
 	"hash/crc32"
@@ -27,7 +26,7 @@ func xzDamaged(what string) error { return &Error{Damaged, "xz", what} }
 // xz unpacks all streams of an xz file. Checks of content are not made: what is
 // unpacked is judged, right or wrong.
 func (k *walk) xz(w io.Writer, r io.Reader) error {
-	c := &counter{r: bufio.NewReader(r)}
+	c := newCounter(r)
 	for streams := 0; ; streams++ {
 		head := make([]byte, 12)
 		switch _, err := io.ReadFull(c, head[:4]); {
@@ -75,7 +74,7 @@ func (k *walk) xzStream(w io.Writer, c *counter, check int) error {
 		if err := k.dictionary("xz", dictionary); err != nil {
 			return err
 		}
-		begin := c.n
+		begin := c.used()
 		d, err := lzma.Reader2Config{DictCap: int(max(dictionary, lzma.MinDictCap))}.NewReader2(c)
 		if err != nil {
 			return err
@@ -83,7 +82,7 @@ func (k *walk) xzStream(w io.Writer, c *counter, check int) error {
 		if err := k.copyAll(w, d); err != nil {
 			return err
 		}
-		padding := int(-(c.n - begin) & 3)
+		padding := int(-(c.used() - begin) & 3)
 		if _, err := io.CopyN(io.Discard, c, int64(padding+check)); err != nil {
 			return io.ErrUnexpectedEOF
 		}
@@ -128,7 +127,7 @@ func lzma2Dictionary(code byte) int64 {
 
 // xzIndex passes over the index, whose first byte has been read, and the footer.
 func xzIndex(c *counter) error {
-	begin := c.n - 1
+	begin := c.used() - 1
 	records, err := binary.ReadUvarint(c)
 	if err != nil || records > xzMaxIndex {
 		return xzDamaged("the index")
@@ -138,7 +137,7 @@ func xzIndex(c *counter) error {
 			return xzDamaged("the index")
 		}
 	}
-	padding := -(c.n - begin) & 3
+	padding := -(c.used() - begin) & 3
 	if _, err := io.CopyN(io.Discard, c, padding+4+12); err != nil {
 		return xzDamaged("the end")
 	}

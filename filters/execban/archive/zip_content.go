@@ -25,26 +25,34 @@ const (
 	zipAES     = 99
 )
 
-// counter counts what is read of a member, byte by byte where a decompressor
-// wants that, so that it is known where the packed content ends.
+// counter tells how much has been read of a member, to the byte where a
+// decompressor reads byte by byte: so it is known where the packed content ends.
+// It is a *bufio.Reader, for which decompressors have a fast way.
 type counter struct {
-	r *bufio.Reader
+	*bufio.Reader
+	raw counted
+}
+
+// counted counts what the buffer has taken.
+type counted struct {
+	r io.Reader
 	n int64
 }
 
-func (c *counter) Read(p []byte) (int, error) {
+func (c *counted) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	c.n += int64(n)
 	return n, err
 }
 
-func (c *counter) ReadByte() (byte, error) {
-	b, err := c.r.ReadByte()
-	if err == nil {
-		c.n++
-	}
-	return b, err
+func newCounter(r io.Reader) *counter {
+	c := &counter{raw: counted{r: r}}
+	c.Reader = bufio.NewReader(&c.raw)
+	return c
 }
+
+// used is how many bytes have been read.
+func (c *counter) used() int64 { return c.raw.n - int64(c.Buffered()) }
 
 // content visits a member's content. With doubt, what cannot be unpacked is no
 // member and is not visited.
@@ -79,23 +87,20 @@ func (z *zipFile) content(h zipHeader, reading string, doubt bool) error {
 			return z.member(z.n, "zip", e)
 		}
 	}
-	c := &counter{}
+	var c *counter
 	e.packed = length
-	started := false
 	e.extract = func(w io.Writer) error {
-		started = true
 		room.Seek(0, io.SeekStart) //nolint:errcheck // cannot fail
-		*c = counter{r: bufio.NewReader(room)}
+		c = newCounter(room)
 		return z.unpack(h, w, c)
 	}
 	if doubt && !z.reads(h, room) {
 		return nil
 	}
 	err := z.member(z.n, "zip", e)
-	if !started {
-		return err
+	if c != nil {
+		cover(c.used())
 	}
-	cover(c.n)
 	return err
 }
 
@@ -128,7 +133,7 @@ func (z *zipFile) reads(h zipHeader, room *io.SectionReader) bool {
 	sum := crc32.NewIEEE()
 	t := &trial{left: trialLength}
 	err := safely(func() error {
-		return z.decompress(h, io.MultiWriter(sum, t), &counter{r: bufio.NewReader(room)})
+		return z.decompress(h, io.MultiWriter(sum, t), newCounter(room))
 	})
 	switch {
 	case err == errTrial:
@@ -173,11 +178,11 @@ func (z *zipFile) decompress(h zipHeader, w io.Writer, c *counter) error {
 	case zipStored:
 		return z.copyAll(w, c)
 	case zipDeflate:
-		d := flate.NewReader(c)
+		d := flate.NewReader(c.Reader)
 		defer d.Close()
 		return z.copyAll(w, d)
 	case zipBzip2:
-		return z.copyAll(w, bzip2.NewReader(c))
+		return z.copyAll(w, bzip2.NewReader(c.Reader))
 	case zipLZMA:
 		return z.zipLZMA(h, w, c)
 	case zipZstd, zipZstdOld:

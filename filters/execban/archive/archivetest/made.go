@@ -1,4 +1,4 @@
-package archive
+package archivetest
 
 import (
 	"bytes"
@@ -7,8 +7,11 @@ import (
 	"unicode/utf16"
 )
 
-// rar4 is a RAR of version 4 with stored members.
-func rar4(flags uint16, members ...[2]string) []byte {
+// oneNoteObject is the identifier before an embedded file of OneNote.
+const oneNoteObject = "\xe7\x16\xe3\xbd\x65\x26\x11\x45\xa4\xc4\x8d\x4d\x0b\x7a\x9e\xac"
+
+// RAR4 is a RAR of version 4 with stored members.
+func RAR4(flags uint16, members ...[2]string) []byte {
 	le := binary.LittleEndian
 	block := func(kind byte, flags uint16, body []byte) []byte {
 		h := append([]byte{0, 0, kind}, le.AppendUint16(nil, flags)...)
@@ -31,8 +34,8 @@ func rar4(flags uint16, members ...[2]string) []byte {
 	return append(b, block(0x7b, 0x4000, nil)...)
 }
 
-// rar5 is a RAR of version 5 with stored members.
-func rar5(members ...[2]string) []byte {
+// RAR5 is a RAR of version 5 with stored members.
+func RAR5(members ...[2]string) []byte {
 	block := func(body []byte) []byte {
 		b := append(binary.AppendUvarint(nil, uint64(len(body))), body...)
 		return append(binary.LittleEndian.AppendUint32(nil, crc32.ChecksumIEEE(b)), b...)
@@ -54,8 +57,8 @@ func rar5(members ...[2]string) []byte {
 	return append(b, block(numbers(5, 0, 0))...)
 }
 
-// tnef is a winmail.dat with one attachment; long goes into its properties.
-func tnef(title, long string, content, object []byte) []byte {
+// TNEF is a winmail.dat with one attachment; long goes into its properties.
+func TNEF(title, long string, content, object []byte) []byte {
 	le := binary.LittleEndian
 	b := append([]byte("\x78\x9f\x3e\x22"), 1, 0)
 	attribute := func(level byte, id uint32, value []byte) {
@@ -68,10 +71,10 @@ func tnef(title, long string, content, object []byte) []byte {
 		b = le.AppendUint16(b, sum)
 	}
 	attribute(1, 0x00089006, []byte{0, 0, 1, 0})
-	attribute(2, tnefRenderData, make([]byte, 14))
-	attribute(2, tnefTitle, append([]byte(title), 0))
+	attribute(2, 0x00069002, make([]byte, 14))
+	attribute(2, 0x00018010, append([]byte(title), 0))
 	if content != nil {
-		attribute(2, tnefData, content)
+		attribute(2, 0x0006800f, content)
 	}
 	var units []byte
 	for _, u := range utf16.Encode([]rune(long + "\x00")) {
@@ -81,21 +84,24 @@ func tnef(title, long string, content, object []byte) []byte {
 	p := le.AppendUint32(nil, 3)
 	p = le.AppendUint16(le.AppendUint16(p, 3), 0x0e21)
 	p = le.AppendUint32(p, 7)
-	p = le.AppendUint16(le.AppendUint16(p, 0x1f), mapiLongName)
+	p = le.AppendUint16(le.AppendUint16(p, 0x1f), 0x3707)
 	p = le.AppendUint32(le.AppendUint32(p, 1), uint32(len(units)))
 	p = append(p, padded(units)...)
-	p = le.AppendUint16(le.AppendUint16(p, 0xd), mapiData)
+	p = le.AppendUint16(le.AppendUint16(p, 0xd), 0x3701)
 	p = le.AppendUint32(le.AppendUint32(p, 1), uint32(len(object)+16))
 	p = append(p, make([]byte, 16)...)
 	p = append(p, padded(object)...)
-	attribute(2, tnefProperties, p)
+	attribute(2, 0x00069005, p)
 	return b
 }
 
-// oleFile is a compound file of version 3 whose streams are all in its root, or
+// OLE is a compound file of version 3 whose streams are all in its root, or
 // one storage below it as "storage/stream". Short ones get zeros at their end,
 // up to the size from which streams have sectors of their own.
-func oleFile(streams ...[2]string) []byte {
+func OLE(streams ...[2]string) []byte { return OLEOf([16]byte{}, streams...) }
+
+// OLEOf is OLE with a class identifier, which tells what program the file is of.
+func OLEOf(class [16]byte, streams ...[2]string) []byte {
 	const sector, free, end, fat = 512, 0xffffffff, 0xfffffffe, 0xfffffffd
 	le := binary.LittleEndian
 	var content []byte
@@ -153,6 +159,9 @@ func oleFile(streams ...[2]string) []byte {
 		le.PutUint32(d[68:], free)
 		le.PutUint32(d[72:], i.right)
 		le.PutUint32(d[76:], i.child)
+		if i.kind == 5 {
+			copy(d[80:], class[:])
+		}
 		le.PutUint32(d[116:], i.start)
 		le.PutUint32(d[120:], i.size)
 		directory = append(directory, d...)
@@ -205,8 +214,8 @@ func oleFile(streams ...[2]string) []byte {
 	return b
 }
 
-// native is a stream with an embedded package.
-func native(name string, content []byte) string {
+// Package is a stream with an embedded package.
+func Package(name string, content []byte) string {
 	le := binary.LittleEndian
 	b := le.AppendUint16(make([]byte, 4), 2)
 	b = append(append(b, name...), 0)
@@ -219,8 +228,8 @@ func native(name string, content []byte) string {
 	return string(b)
 }
 
-// oneNote is a section of OneNote as far as it concerns embedded files.
-func oneNote(files ...[]byte) []byte {
+// OneNote is a section of OneNote as far as it concerns embedded files.
+func OneNote(files ...[]byte) []byte {
 	b := []byte("\xe4\x52\x5c\x7b\x8c\xd8\xa7\x4d\xae\xb1\x53\x78\xd0\x29\x96\xd3" + "structures of OneNote")
 	for _, f := range files {
 		b = append(b, oneNoteObject...)
