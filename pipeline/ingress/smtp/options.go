@@ -246,6 +246,8 @@ type Options struct {
 	// 0 means none.
 	Tarpit      time.Duration
 	TarpitAfter int
+	// Exempt are networks that GreetPause and Tarpit are not for.
+	Exempt []netip.Prefix
 	// Proxies are the networks whose connections begin with a PROXY header (v1 or
 	// v2), and must; from elsewhere it is just a bad command.
 	Proxies []netip.Prefix

@@ -237,7 +237,7 @@ func (n *session) admitted() bool {
 // greetPause waits for a client that cannot wait, and finds its name meanwhile.
 func (n *session) greetPause() bool {
 	pause := n.srv.o.GreetPause
-	if pause <= 0 {
+	if pause <= 0 || within(n.srv.o.Exempt, n.peer.Addr()) {
 		n.learnName(n.findName(n.srv.ctx))
 		return true
 	}
@@ -360,7 +360,7 @@ func (n *session) answer(r reply.Reply) {
 	if r.Class != reply.Success {
 		n.errors++
 		o := &n.srv.o
-		if o.Tarpit > 0 && n.errors >= o.TarpitAfter && n.facts.Standing == pipeline.Stranger && n.ended == "" {
+		if o.Tarpit > 0 && n.errors >= o.TarpitAfter && n.facts.Standing == pipeline.Stranger && !within(o.Exempt, n.peer.Addr()) {
 			n.flush() //nolint:errcheck // the session ends by itself then
 			n.sleep(o.Tarpit)
 		}
