@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 
@@ -27,18 +28,21 @@ func (f finding) unread() bool { return errors.Is(f.err, fs.ErrPermission) }
 
 // checkSMTP looks at what the SMTP entrances use.
 func checkSMTP(c *config.Config) (all []finding) {
-	offered := map[string]bool{}
+	told := map[string]bool{}
 	for _, name := range sortedKeys(c.Listen) {
 		l := c.Listen[name]
 		if !usesTLS(l) {
 			continue
 		}
-		s, f := openForCheck(c, l)
-		if f != nil && !offered[f.err.Error()] {
-			offered[f.err.Error()] = true
-			all = append(all, *f)
+		s, wrong, err := openForCheck(c, l)
+		if wrong != nil && !told[wrong.Error()] {
+			told[wrong.Error()] = true
+			all = append(all, finding{err: fmt.Errorf("certificates: %w", wrong)})
 		}
-		offer, err := s.Offered(policy(l))
+		var offer certs.Offer
+		if err == nil {
+			offer, err = s.Offered(policy(l))
+		}
 		if err != nil {
 			all = append(all, finding{err: fmt.Errorf("listen.%s: %w", name, err)})
 			continue
@@ -67,34 +71,38 @@ func checkSMTP(c *config.Config) (all []finding) {
 	return all
 }
 
-// openForCheck is the store of an entrance, without asking an ACME server; an
-// empty one, which offers what any certificate could, if its files cannot be
-// read.
-func openForCheck(c *config.Config, l *config.Listen) (*certs.Store, *finding) {
+// openForCheck is the store of an entrance, without asking an ACME server. If
+// there is no certificate, or none that can be read, it is one with a
+// certificate of its own making, whose key is of the kind that ACME brings.
+func openForCheck(c *config.Config, l *config.Listen) (*certs.Store, error, error) {
 	o := certs.Options{Hostname: c.Hostname, Log: slog.New(slog.DiscardHandler), Pairs: pairsOf(c, l.Certificates)}
-	s, err := certs.New(o)
-	if err == nil {
-		return s, nil
+	s, wrong := certs.New(o)
+	if wrong == nil && len(o.Pairs) > 0 {
+		return s, nil, nil
 	}
-	o.Pairs = nil
-	empty, err2 := certs.New(o)
-	if err2 != nil { // there is nothing to read
-		panic("postern: " + err2.Error())
+	dir, err := os.MkdirTemp("", "postern-check-")
+	if err != nil {
+		return nil, wrong, err
 	}
-	return empty, &finding{err: fmt.Errorf("certificates: %w", err)}
+	defer os.RemoveAll(dir) //nolint:errcheck // nothing depends on it
+	s, err = certs.New(certs.Options{Hostname: c.Hostname, Log: o.Log, Fallback: certs.FallbackSelfSigned, State: dir})
+	return s, wrong, err
 }
 
 // certificatesOf tells of the certificates of an entrance.
 func certificatesOf(c *config.Config, l *config.Listen, s *certs.Store) string {
 	var said []string
 	for _, e := range s.Expires() {
+		if e.Source == "self-signed" {
+			continue
+		}
 		said = append(said, fmt.Sprintf("%s until %s", clean(strings.Join(e.Names, ", ")), e.NotAfter.UTC().Format("2006-01-02")))
 	}
 	if slices.Equal(l.Certificates, sortedKeys(c.Certificate)) && len(c.ACME.Names) > 0 {
 		said = append(said, "what ACME brings for "+clean(strings.Join(c.ACME.Names, ", ")))
 	}
 	if len(said) == 0 {
-		return "certificates that cannot be read here"
+		return "certificates that cannot be read here (as with an ECDSA key)"
 	}
 	return strings.Join(said, "; ")
 }

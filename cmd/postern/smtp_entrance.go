@@ -64,7 +64,7 @@ func (d *daemon) equipSMTP(c *config.Config, l *config.Listen, listener socket, 
 		Chains: &d.chains, Chain: l.Chain, Spool: d.spool, Lines: &l.Lines, Ours: d.ours,
 		Observe: d.meter.Observe, Report: reporter{d.current.Load, d.spool}.refused,
 		AuthPlain: l.AuthClear, RequireTLS: l.RequireTLS, Late: l.Late,
-		GreetPause: l.GreetPause, Tarpit: l.Tarpit, Proxies: config.Prefixes(l.Proxy), XClient: config.Prefixes(l.XClient),
+		GreetPause: l.GreetPause, Tarpit: l.Tarpit, Exempt: config.Prefixes(l.Exempt), Proxies: config.Prefixes(l.Proxy), XClient: config.Prefixes(l.XClient),
 		Limits: smtp.Limits{
 			Sessions: l.Connections, Message: c.Limits.Message, Recipients: min(l.MaxRcpts, c.Limits.Recipients),
 			Head: int(c.Limits.Head), Fields: c.Limits.Fields, Messages: l.MaxMails, BadCommands: l.Errors,

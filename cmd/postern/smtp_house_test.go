@@ -350,9 +350,11 @@ func (c *talk) data(content, answer string) {
 	}
 }
 
-// closed fails unless the server has ended the connection.
+// closed fails unless the server has ended the connection, and ends it here too:
+// the server waits for that a while.
 func (c *talk) closed() {
 	c.t.Helper()
+	defer c.conn.Close()
 	if b, err := c.R.ReadByte(); err == nil {
 		c.t.Errorf("the connection goes on with %q", b)
 	}
