@@ -3,6 +3,7 @@ package dkim
 import (
 	"net/mail"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/net/idna"
 	"golang.org/x/net/publicsuffix"
@@ -21,7 +22,7 @@ const (
 // or of a key; underscores are let pass.
 func asciiName(s string) (name string, ok bool) {
 	s = strings.TrimSuffix(s, ".")
-	if s == "" || len(s) > 4*maxName {
+	if s == "" || len(s) > 4*maxName || !utf8.ValidString(s) {
 		return "", false
 	}
 	for i := range len(s) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -110,17 +111,21 @@ type candidate struct {
 // signatures are all passed over has none. An error is one of reading the
 // message, or of a context that is done.
 func (v *Verifier) Verify(ctx context.Context, m message.Message) (results []Result, seen int, err error) {
-	all, seen := v.candidates(m)
-	if len(all) == 0 {
-		return nil, seen, nil
+	h := m.Head()
+	size := 0
+	for i := range h.Len() {
+		if h.Field(i).Is(FieldName) {
+			seen++
+		}
+		size += len(h.Field(i).Text())
 	}
-	total := 0
-	for i := range m.Head().Len() {
-		total += len(m.Head().Field(i).Text())
-	}
-	if total > maxHead {
+	switch {
+	case seen == 0:
+		return nil, 0, nil
+	case size > maxHead:
 		return []Result{{Result: Neutral, Reason: fmt.Sprintf("header of more than %d bytes", maxHead)}}, seen, nil
 	}
+	all := v.candidates(h)
 	now := v.now()
 	for _, c := range all {
 		c.describe()
@@ -150,23 +155,16 @@ func (v *Verifier) now() time.Time {
 // candidates are the signatures that are judged, from the top. Those of the
 // author's domain come before others where there are too many: nobody can hide
 // them under a heap of his own.
-func (v *Verifier) candidates(m message.Message) (all []*candidate, seen int) {
+func (v *Verifier) candidates(h message.Head) (all []*candidate) {
 	most := v.Signatures
 	if most <= 0 {
 		most = DefaultSignatures
 	}
-	h := m.Head()
-	var domains []string
+	domains, _ := authors(h)
 	var others []*candidate
 	for i := range h.Len() {
 		f := h.Field(i)
 		if !f.Is(FieldName) {
-			continue
-		}
-		if seen++; seen == 1 {
-			domains, _ = authors(h)
-		}
-		if seen > maxSeen {
 			continue
 		}
 		c := &candidate{index: i}
@@ -183,19 +181,8 @@ func (v *Verifier) candidates(m message.Message) (all []*candidate, seen int) {
 		}
 	}
 	all = append(all, others[:min(len(others), most-len(all))]...)
-	sortByIndex(all)
-	return all, seen
-}
-
-// maxSeen bounds how many signatures are parsed to find those that are judged.
-const maxSeen = 1000
-
-func sortByIndex(all []*candidate) {
-	for i := 1; i < len(all); i++ {
-		for k := i; k > 0 && all[k].index < all[k-1].index; k-- {
-			all[k], all[k-1] = all[k-1], all[k]
-		}
-	}
+	slices.SortFunc(all, func(a, b *candidate) int { return a.index - b.index })
+	return all
 }
 
 // describe fills in what the result says of the signature.
@@ -310,12 +297,15 @@ func (c *candidate) check(ctx context.Context, m *material) error {
 	var mismatch errMismatch
 	switch {
 	case err == nil:
-		if n := m.unsigned("From", c.parsed.signed); n > 0 {
+		switch {
+		case m.count("From") == 0:
+			c.is(Policy, "there is no From field")
+		case m.unsigned("From", c.parsed.signed) > 0:
 			// RFC 6376 §8.15: a reader may be shown what nobody signed.
 			c.is(Policy, "a From field is not signed")
-			return nil
+		default:
+			c.result.Result = Pass
 		}
-		c.result.Result = Pass
 	case errors.As(err, &mismatch):
 		c.is(Fail, "%v", err)
 	case errors.Is(err, errBlank):
@@ -326,14 +316,20 @@ func (c *candidate) check(ctx context.Context, m *material) error {
 	return nil
 }
 
-// unsigned is how many fields of a name h= does not reach.
-func (t *material) unsigned(name string, signed []string) int {
+// count is how many fields of a name there are.
+func (t *material) count(name string) int {
 	n := 0
 	for _, f := range t.fields {
 		if f.Is(name) {
 			n++
 		}
 	}
+	return n
+}
+
+// unsigned is how many fields of a name h= does not reach.
+func (t *material) unsigned(name string, signed []string) int {
+	n := t.count(name)
 	for _, s := range signed {
 		if strings.EqualFold(s, name) {
 			n--
