@@ -30,6 +30,7 @@ type daemon struct {
 	state    *stateDir
 	spool    message.Spooler // the queue's, if there is one
 	resolver *resolve.Resolver
+	workers  *workers
 	engine   *engine // nil if no entrance hands mail to our own queue
 	modes    *pipeline.Modes
 	meter    *admin.Meter
@@ -67,6 +68,7 @@ func (d *daemon) open(first *config.Config) (err error) {
 	if d.state, err = openState(first.State, d.log); err != nil {
 		return err
 	}
+	d.workers = &workers{directory: d.state.path, log: d.log}
 	if d.resolver, err = newResolver(first); err != nil {
 		return err
 	}
@@ -106,7 +108,7 @@ func (d *daemon) open(first *config.Config) (err error) {
 
 // env is what filters may use.
 func (d *daemon) env() pipeline.Env {
-	return pipeline.Env{Log: d.log, Now: time.Now, Resolver: d.resolver, Spool: d.spool, Secret: derive(d.state.secret)}
+	return pipeline.Env{Log: d.log, Now: time.Now, Resolver: d.resolver, Spool: d.spool, Secret: derive(d.state.secret), Workers: d.workers}
 }
 
 // use puts a configuration into force: chains first, then entrances. If it
@@ -252,6 +254,7 @@ func (d *daemon) closeAll() error {
 		errs = append(errs, d.engine.close(context.Background()))
 	}
 	errs = append(errs, d.chains.Swap(nil))
+	d.workers.close()
 	d.vault.close()
 	d.logins.close()
 	d.lists.Load().close()

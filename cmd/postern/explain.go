@@ -72,6 +72,9 @@ func runExplain(ctx context.Context, f explainFlags, file string, stdin io.Reade
 	if env.Resolver, err = newResolver(c); err != nil {
 		return err
 	}
+	pool := &workers{log: env.Log}
+	defer pool.close()
+	env.Workers = pool
 	secret, noSecret := readSecret(c.State)
 	if noSecret == nil {
 		env.Secret = derive(secret)

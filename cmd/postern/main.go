@@ -19,6 +19,7 @@ import (
 	"github.com/postern-mta/postern/filters"
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/reply"
+	"github.com/postern-mta/postern/pipeline/worker"
 )
 
 // version is set by the Makefile.
@@ -28,6 +29,7 @@ var version = "unknown"
 const defaultConfig = "/etc/postern/postern.toml"
 
 func main() {
+	worker.Main(jobs()) // a process of the daemon's pool does not return
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 

@@ -4,8 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"maps"
+	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strconv"
@@ -17,6 +20,13 @@ import (
 
 // tapKind is the kind of filter whose rules are control/taps by default.
 const tapKind = "tap"
+
+// execbanKind is the kind of filter whose signatures are control/signatures by
+// default.
+const (
+	execbanKind   = "execban"
+	signaturesKey = "signatures"
+)
 
 // maxFilters is the most filters of one chain.
 const maxFilters = 256
@@ -276,7 +286,7 @@ type keyed interface{ Key() string }
 
 // makeFilter makes a filter of its own keys.
 func (c *Config) makeFilter(p *problems, f *Filter, kind *pipeline.Kind, into *made) bool {
-	own, path := c.withTaps(f, kind), "filter."+f.Name
+	own, path := c.withSignatures(c.withTaps(f, kind), kind), "filter."+f.Name
 	decoded := false
 	into.set = map[string]place{}
 	decode := func(target any) error {
@@ -379,13 +389,20 @@ func (c *Config) withTaps(f *Filter, kind *pipeline.Kind) *node {
 		list.elems = append(list.elems, &node{place: t.place, value: t.text})
 	}
 	list.value = values
-	own := f.own.without(nil)
-	own.keys = append(own.keys, "rules")
-	own.kids = map[string]*node{"rules": list}
-	for key, kid := range f.own.kids {
-		own.kids[key] = kid
+	return f.own.with("rules", list)
+}
+
+// withSignatures gives an execban without signatures those of the control
+// directory. A file that cannot be read is the filter's to tell.
+func (c *Config) withSignatures(own *node, kind *pipeline.Kind) *node {
+	if kind.Name != execbanKind || own.kids[signaturesKey] != nil || c.Files.Dir == "" {
+		return own
 	}
-	return own
+	file := filepath.Join(c.Files.Dir, signaturesKey)
+	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+		return own
+	}
+	return own.with(signaturesKey, &node{place: c.Files.at(signaturesKey, 0), value: file})
 }
 
 // commonKeys are the keys that every filter has.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -57,6 +58,18 @@ func (n *node) without(keys map[string]bool) *node {
 	c := *n
 	c.keys = slices.DeleteFunc(slices.Clone(n.keys), func(k string) bool { return keys[k] })
 	return &c
+}
+
+// with is a table with one more key.
+func (n *node) with(key string, kid *node) *node {
+	c := n.without(nil)
+	c.keys = append(c.keys, key)
+	c.kids = maps.Clone(n.kids)
+	if c.kids == nil {
+		c.kids = map[string]*node{}
+	}
+	c.kids[key] = kid
+	return c
 }
 
 // parseTree reads TOML. A file that is not TOML has one error only, because
