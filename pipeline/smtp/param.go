@@ -77,7 +77,7 @@ func parseParam(s string) (Param, error) {
 		return Param{}, fmt.Errorf("%w: empty", errParam)
 	}
 	for i := 0; i < len(value); i++ {
-		if c := value[i]; c <= ' ' || c == 0x7f || c == '=' && !strings.EqualFold(name, "AUTH") {
+		if c := value[i]; c <= ' ' || c > '~' || c == '=' && !strings.EqualFold(name, "AUTH") {
 			return Param{}, fmt.Errorf("%w: value of %s", errParam, strings.ToUpper(name))
 		}
 	}
@@ -147,12 +147,7 @@ func (m *Mail) param(p Param, offered Extensions) error {
 	switch p.Name {
 	case "SIZE":
 		known &= SizeLimit
-		n, err := strconv.ParseInt(p.Value, 10, 64)
-		// 20 digits are legal and more than any message has (RFC 1870 §4).
-		if errors.Is(err, strconv.ErrRange) && len(p.Value) <= 20 {
-			err = nil
-		}
-		m.Size, ok = n, err == nil && n >= 0 && p.Value[0] != '+'
+		m.Size, ok = parseSize(p.Value)
 	case "BODY":
 		known &= EightBit
 		m.EightBit = strings.EqualFold(p.Value, "8BITMIME")
@@ -185,6 +180,18 @@ func (m *Mail) param(p Param, offered Extensions) error {
 		return reply.With(badParam, fmt.Errorf("%w: value of %s", errParam, p.Name))
 	}
 	return nil
+}
+
+// parseSize reads 1*20DIGIT (RFC 1870 §6). What is more than a message can have
+// is the largest number.
+func parseSize(s string) (n int64, ok bool) {
+	for _, c := range []byte(s) {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	return n, len(s) <= 20 && (err == nil || errors.Is(err, strconv.ErrRange))
 }
 
 // isCleanXtext takes xtext that holds no control character even when decoded:
