@@ -49,6 +49,7 @@ const (
 	anything want = iota
 	nothing
 	something
+	named // the client's name, before anything ends: RFC 5321 §4.1.4
 )
 
 // command is one row.
@@ -69,9 +70,9 @@ type command struct {
 func commandTable() map[string]*command {
 	lmtp := []Service{LMTP}
 	table := map[string]*command{
-		"EHLO":     {in: restart, do: (*session).ehlo, args: something, plain: true, idle: true, not: lmtp},
-		"HELO":     {in: restart, do: (*session).helo, args: something, plain: true, idle: true, not: lmtp},
-		"LHLO":     {in: restart, do: (*session).ehlo, args: something, plain: true, idle: true, only: lmtp},
+		"EHLO":     {in: restart, do: (*session).ehlo, args: named, plain: true, idle: true, not: lmtp},
+		"HELO":     {in: restart, do: (*session).helo, args: named, plain: true, idle: true, not: lmtp},
+		"LHLO":     {in: restart, do: (*session).ehlo, args: named, plain: true, idle: true, only: lmtp},
 		"MAIL":     {in: between, do: (*session).mail, args: something},
 		"RCPT":     {in: [states]rule{never, never, may, may, never, never}, do: (*session).rcpt, args: something},
 		"DATA":     {in: [states]rule{never, never, empty, may, never, never}, do: (*session).data, args: nothing},
@@ -165,8 +166,10 @@ func (n *session) dispatch(line []byte) {
 		n.empty()
 	case c.args == nothing && len(args) > 0:
 		n.bad(noArguments)
-	case c.args == something && len(args) == 0:
+	case c.args >= something && len(args) == 0:
 		n.bad(needsArgument)
+	case c.args == named && !isHelo(args):
+		n.bad(badHelo)
 	case c.in[n.state] == ends && n.state == chunks:
 		// The message that is being read must end first.
 		n.pending = append(n.pending[:0], line...)

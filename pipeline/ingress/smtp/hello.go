@@ -29,10 +29,6 @@ func (n *session) helo(args []byte) {
 
 // hello takes the client's name and has it judged.
 func (n *session) hello(args []byte) bool {
-	if !isHelo(args) {
-		n.bad(badHelo)
-		return false
-	}
 	n.learn(func(s *pipeline.Session) { s.Helo = string(args) })
 	f, told := n.judgeHelo()
 	if told {
