@@ -14,7 +14,8 @@ const ResultsField = "Authentication-Results"
 const (
 	maxResults = 50
 	maxProps   = 20
-	maxWord    = 250 // bytes of a value
+	maxField   = 32 << 10 // bytes after which no further result begins
+	maxWord    = 250      // bytes of a value
 )
 
 // FormatResults is the value of an Authentication-Results field, folded: the
@@ -26,7 +27,7 @@ func FormatResults(id string, results []pipeline.AuthResult) string {
 	b.WriteString(word(id))
 	n := 0
 	for _, r := range results {
-		if !isKeyword(r.Method) || !isKeyword(r.Result) || n == maxResults {
+		if !isKeyword(r.Method) || !isKeyword(r.Result) || n == maxResults || b.Len() > maxField {
 			continue
 		}
 		n++

@@ -289,7 +289,7 @@ func isSigned(ctx context.Context, m message.Message, k Key, now time.Time) (boo
 		if err != nil && !errors.As(err, &mismatch) {
 			return false, err
 		}
-		if err == nil && t.unsigned("From", s.signed) == 0 {
+		if err == nil && t.unsigned("From", s.signed) <= 0 {
 			return true, nil
 		}
 	}
