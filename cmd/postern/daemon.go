@@ -28,6 +28,7 @@ type daemon struct {
 	log      *slog.Logger
 	level    slog.LevelVar
 	state    *stateDir
+	memory   *memory         // of the filters
 	spool    message.Spooler // the queue's, if there is one
 	resolver *resolve.Resolver
 	workers  *workers
@@ -68,6 +69,10 @@ func (d *daemon) open(first *config.Config) (err error) {
 	if d.state, err = openState(first.State, d.log); err != nil {
 		return err
 	}
+	d.memory = newMemory(first, d.log)
+	if _, err := d.memory.store(); err != nil {
+		return err
+	}
 	d.workers = &workers{directory: d.state.path, log: d.log}
 	if d.resolver, err = newResolver(first); err != nil {
 		return err
@@ -80,7 +85,7 @@ func (d *daemon) open(first *config.Config) (err error) {
 	} else if d.spool, err = message.OpenDirectory(filepath.Join(first.State, "spool")); err != nil {
 		return err
 	}
-	c, err := config.Load(d.file, loadOptions(d.env()))
+	c, err := config.Load(d.file, d.options())
 	if err != nil {
 		return fmt.Errorf("the configuration is wrong, see postern check:\n%w", err)
 	}
@@ -170,7 +175,7 @@ func (d *daemon) reload(why string) (api.Reload, error) {
 	defer d.mu.Unlock()
 	d.tell(stateReloading())
 	defer d.tell(stateReady)
-	c, err := config.Load(d.file, loadOptions(d.env()))
+	c, err := config.Load(d.file, d.options())
 	if err == nil {
 		err = d.use(c)
 	}
@@ -253,7 +258,7 @@ func (d *daemon) closeAll() error {
 	if d.engine != nil { // the daemon never came to serve
 		errs = append(errs, d.engine.close(context.Background()))
 	}
-	errs = append(errs, d.chains.Swap(nil))
+	errs = append(errs, d.chains.Swap(nil), d.memory.close())
 	d.workers.close()
 	d.vault.close()
 	d.logins.close()
@@ -267,7 +272,7 @@ func (d *daemon) closeAll() error {
 // door is what the admin socket opens on.
 func (d *daemon) door() admin.Daemon {
 	door := admin.Daemon{
-		Log: d.log, Status: d.status, Filters: d.filters, SetFilter: d.setFilter, Meter: d.meter,
+		Log: d.log, Status: d.status, Filters: d.filters, SetFilter: d.setFilter, Meter: d.meter, State: d.remembered,
 		Reload: func(context.Context) (api.Reload, error) { return d.reload("admin socket") },
 	}
 	if d.engine != nil {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/postern-mta/postern/cmd/postern/admin"
 	"github.com/postern-mta/postern/cmd/postern/config"
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/envelope"
@@ -62,8 +63,8 @@ relaying.`,
 }
 
 func runExplain(ctx context.Context, f explainFlags, file string, stdin io.Reader, out io.Writer) error {
-	// Filters get no state and a secret only if we may read the daemon's: what
-	// they remember and mark cannot change by being explained.
+	// Filters get a glance at the daemon's state and a secret only if we may read
+	// it: what they remember and mark cannot change by being explained.
 	env := pipeline.Env{Log: slog.New(slog.DiscardHandler), Now: time.Now, Secret: derive(nil)}
 	c, err := config.Load(f.config, loadOptions(env))
 	if err != nil {
@@ -79,7 +80,9 @@ func runExplain(ctx context.Context, f explainFlags, file string, stdin io.Reade
 	if noSecret == nil {
 		env.Secret = derive(secret)
 	}
-	if c, err = config.Load(f.config, loadOptions(env)); err != nil {
+	o, seen := loadOptions(env), &glances{client: admin.NewClient(c.Admin.Socket)}
+	o.State = seen.state
+	if c, err = config.Load(f.config, o); err != nil {
 		return err
 	}
 	tx, listen, err := f.transaction(c)
@@ -97,10 +100,13 @@ func runExplain(ctx context.Context, f explainFlags, file string, stdin io.Reade
 	}
 	defer m.Body().Release() //nolint:errcheck // it is in memory
 	start := time.Now()
-	o := chain.Run(ctx, tx, m)
-	defer o.Release()
-	x := explain(tx, chain, m, o, time.Since(start))
-	x.handOn(listen, m, o)
+	outcome := chain.Run(ctx, tx, m)
+	defer outcome.Release()
+	x := explain(tx, chain, m, outcome, time.Since(start))
+	x.handOn(listen, m, outcome)
+	if err := seen.missed(); err != nil {
+		x.Notes = append(x.Notes, fmt.Sprintf("what filters remember is not known here: %s", clean(err.Error())))
+	}
 	if noSecret != nil && !errors.Is(noSecret, fs.ErrNotExist) {
 		x.Notes = append(x.Notes, fmt.Sprintf("marks made by the daemon are not known here: %s: run this as the daemon's user", clean(noSecret.Error())))
 	}

@@ -97,6 +97,8 @@ func (s *directShim) work(ctx context.Context, file, name string, stderr io.Writ
 		return x, err
 	}
 	defer d.state.Close()
+	d.memory = newMemory(first, d.log)
+	defer d.memory.close() //nolint:errcheck // the message has been answered for
 	if d.resolver, err = newResolver(first); err != nil {
 		return x, err
 	}
@@ -132,7 +134,7 @@ const directGrace = 10 * time.Second
 
 // directServer makes the server of one entrance, with its chains, on a listener.
 func (d *daemon) directServer(name string, listener *net.UnixListener) (server, error) {
-	c, err := config.Load(d.file, loadOptions(d.env()))
+	c, err := config.Load(d.file, d.options())
 	if err != nil {
 		return nil, reply.With(reply.BadConfig, fmt.Errorf("the configuration is wrong, see postern check:\n%w", err))
 	}

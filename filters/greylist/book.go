@@ -132,16 +132,29 @@ func Forget(ctx context.Context, b Book, s Selection) (n int, err error) {
 		}); err != nil {
 			return n, err
 		}
-		for _, key := range keys {
-			if err := b.Delete(ctx, key); err != nil {
-				return n, err
-			}
-			n++
+		if err := remove(ctx, b, keys); err != nil {
+			return n, err
 		}
+		n += len(keys)
 		if len(keys) < most {
 			return n, nil
 		}
 	}
+}
+
+// remove deletes keys, all at once where that can be.
+func remove(ctx context.Context, b Book, keys []string) error {
+	if all, ok := b.(interface {
+		DeleteAll(ctx context.Context, keys []string) error
+	}); ok {
+		return all.DeleteAll(ctx, keys)
+	}
+	for _, key := range keys {
+		if err := b.Delete(ctx, key); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Allow has all mail of a client pass, for a time: a network as the filter cuts

@@ -34,6 +34,9 @@ type Daemon struct {
 	// Queue and Store are the daemon's queue and its store; nil if it has none.
 	Queue *queue.Queue
 	Store Store
+	// State is what a filter of that name remembers; nil if there is none. The
+	// function may be nil.
+	State func(filter string) Space
 	// Meter counts what the entrances take; nil: nothing is counted.
 	Meter *Meter
 	// Now is the clock; nil means the system's.
@@ -128,6 +131,7 @@ func (d Daemon) routes() http.Handler {
 		answer(w, done, err)
 	})
 	d.queueRoutes(mux)
+	d.stateRoutes(mux)
 	mux.Handle("GET /metrics", d.metrics())
 	return mux
 }

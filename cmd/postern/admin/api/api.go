@@ -13,6 +13,9 @@
 //	POST /v1/queue/hold     QueueSelect -> QueueChanged; likewise release, retry, delete
 //	POST /v1/queue/verify   Verify
 //	GET  /v1/sites          []Site; from, max
+//	GET  /v1/state/FILTER   StatePage; prefix, from (base64url)
+//	POST /v1/state/FILTER/get  StateKey -> StatePage of one entry or none
+//	POST /v1/state/FILTER   StateChange -> StateChanged
 //	GET  /metrics           Prometheus' text format
 //
 // An answer other than 200 carries an Error.
