@@ -145,7 +145,7 @@ func closeOnExecAll() {
 func work(s settings, jobs map[string]Job) error {
 	runtime.GOMAXPROCS(int(s.processors))
 	debug.SetMaxThreads(128)
-	debug.SetMaxStack(64 << 20)
+	debug.SetMaxStack(16 << 20)
 	debug.SetTraceback("single")
 	debug.SetMemoryLimit(s.memory * 3 / 4)
 	if limitMemory(s) {

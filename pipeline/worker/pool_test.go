@@ -92,7 +92,7 @@ func TestProbes(t *testing.T) {
 // TestCrimes shows how jobs end that a worker does not survive, and that the
 // pool does.
 func TestCrimes(t *testing.T) {
-	p := newPool(t, Options{Size: 2})
+	p := newPool(t, Options{Size: 2, Deadline: 2 * time.Minute, Wait: 2 * time.Minute})
 	for _, c := range []struct {
 		job, how string
 		kind     error

@@ -183,10 +183,12 @@ func (k *walk) open(n node, hit hit) error {
 		return nil
 	case errors.As(err, &stop):
 		return stop.err
-	case hit.guess && k.members == told:
+	}
+	e := classify(err, hit.format.name, Damaged)
+	if hit.guess && k.members == told && e.Class == Damaged {
 		return nil // what looked like an archive somewhere in a file is none
 	}
-	return k.report(n, classify(err, hit.format.name, Damaged))
+	return k.report(n, e)
 }
 
 // report tells what is wrong with an archive.

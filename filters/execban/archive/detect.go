@@ -42,6 +42,8 @@ const (
 	// farLength is how far in a file programs look for an archive behind other
 	// bytes, such as a self-extractor's program.
 	farLength = 1 << 20
+	// farTries is how many such places are tried for each format.
+	farTries = 8
 )
 
 // formats is all kinds of archive, those that cannot be read included. A zip is
@@ -57,7 +59,7 @@ func formats() []format {
 		{name: "zstd", magic: "\x28\xb5\x2f\xfd", walk: walkZstd},
 		{name: "zstd", test: isSkippable, walk: walkZstd},
 		{name: "lzma", magic: "\x5d\x00\x00", test: isLZMA, walk: walkLZMA},
-		{name: "lzip", magic: "LZIP", walk: walkLzip},
+		{name: "lzip", magic: "LZIP", test: below(4, 2), walk: walkLzip},
 		{name: "tar", test: isTar, walk: walkTar},
 		{name: "ole", magic: "\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", walk: walkOLE},
 		{name: "tnef", magic: "\x78\x9f\x3e\x22", walk: walkTNEF},
@@ -68,19 +70,19 @@ func formats() []format {
 		{name: "arj", magic: "\x60\xea", test: isARJ, walk: unreadable("arj")},
 		{name: "lzh", magic: "-l", at: 2, test: isLZH, walk: unreadable("lzh")},
 		{name: "ace", magic: "**ACE**", at: 7, walk: unreadable("ace")},
-		{name: "compress", magic: "\x1f\x9d", walk: unreadable("compress")},
+		{name: "compress", magic: "\x1f\x9d", test: isCompress, walk: unreadable("compress")},
 		{name: "pack", magic: "\x1f\x1e", test: longerThan(16), walk: unreadable("pack")},
 		{name: "lz4", magic: "\x04\x22\x4d\x18", walk: unreadable("lz4")},
 		{name: "zoo", magic: "ZOO ", test: isZoo, walk: unreadable("zoo")},
-		{name: "stuffit", magic: "SIT!", walk: unreadable("stuffit")},
-		{name: "stuffit", magic: "StuffIt (c)", walk: unreadable("stuffit")},
+		{name: "stuffit", magic: "rLau", at: 10, walk: unreadable("stuffit")},
+		{name: "stuffit", magic: "StuffIt (c)1997", walk: unreadable("stuffit")},
 		{name: "wim", magic: "MSWIM\x00\x00\x00", walk: unreadable("wim")},
 		{name: "alz", magic: "ALZ\x01", walk: unreadable("alz")},
-		{name: "egg", magic: "EGGA", walk: unreadable("egg")},
+		{name: "egg", magic: "EGGA\x00\x01", walk: unreadable("egg")},
 		{name: "xar", magic: "xar!", walk: unreadable("xar")},
-		{name: "cpio", magic: "070701", walk: unreadable("cpio")},
-		{name: "cpio", magic: "070707", walk: unreadable("cpio")},
-		{name: "squashfs", magic: "hsqs", test: longerThan(96), walk: unreadable("squashfs")},
+		{name: "cpio", magic: "070701", test: isCpio, walk: unreadable("cpio")},
+		{name: "cpio", magic: "070707", test: isCpio, walk: unreadable("cpio")},
+		{name: "squashfs", magic: "hsqs", test: below(29, 1), walk: unreadable("squashfs")},
 		{name: "vhdx", magic: "vhdxfile", walk: unreadable("vhdx")},
 		{name: "vhd", magic: "conectix", walk: unreadable("vhd")},
 		{name: "zip", test: func(_ []byte, n node) bool { return looksLikeZip(n) }, walk: walkZip},
@@ -106,8 +108,14 @@ func detect(n node, buffer []byte) (hits []hit) {
 		if !f.far {
 			continue
 		}
-		if at := bytes.Index(far, []byte(f.magic)); at > 0 {
+		for at, tries := 0, 0; tries < farTries; tries++ {
+			i := bytes.Index(far[at:], []byte(f.magic))
+			if i < 0 {
+				break
+			}
+			at += i
 			hits = append(hits, hit{f, int64(at), true})
+			at++
 		}
 	}
 	return hits
@@ -122,6 +130,21 @@ func unreadable(name string) func(*walk, node) error {
 
 func longerThan(size int64) func([]byte, node) bool {
 	return func(_ []byte, n node) bool { return n.size > size }
+}
+
+// below is whether the byte at an offset is less than something.
+func below(at int, limit byte) func([]byte, node) bool {
+	return func(head []byte, _ node) bool { return len(head) > at && head[at] < limit }
+}
+
+// isCompress checks the length of codes in bits.
+func isCompress(head []byte, _ node) bool {
+	return len(head) > 3 && head[2]&0x60 == 0 && head[2]&0x1f >= 9 && head[2]&0x1f <= 16
+}
+
+// isCpio is whether nothing but digits follows, as long as the header is.
+func isCpio(head []byte, _ node) bool {
+	return len(head) > 76 && len(bytes.Trim(head[:76], "0123456789abcdefABCDEF")) == 0
 }
 
 func isBzip2(head []byte, _ node) bool {
@@ -155,7 +178,7 @@ func isARJ(head []byte, _ node) bool {
 
 // isLZH looks for the method's name, "-lh5-" or "-lzs-".
 func isLZH(head []byte, _ node) bool {
-	return len(head) >= 21 && (head[4] == 'h' || head[4] == 'z') && head[6] == '-'
+	return len(head) >= 21 && (head[4] == 'h' || head[4] == 'z') && head[6] == '-' && head[20] <= 3
 }
 
 func isZoo(head []byte, _ node) bool {

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"strings"
 
@@ -93,6 +94,9 @@ func (k *walk) checkSevenZip(n node) error {
 	b := readAt(n, 0, szStart)
 	if b == nil {
 		return szDamaged("cut off")
+	}
+	if crc32.ChecksumIEEE(b[12:]) != binary.LittleEndian.Uint32(b[8:]) {
+		return szDamaged("the start")
 	}
 	offset, size := binary.LittleEndian.Uint64(b[12:]), binary.LittleEndian.Uint64(b[20:])
 	if size == 0 {

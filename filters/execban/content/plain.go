@@ -24,7 +24,7 @@ func plain(name string, f *file) (all []Match) {
 			all = add(all, Match{Class: b.class, What: b.what})
 		}
 	}
-	if strings.Contains(lower, "<hta:application") {
+	if strings.Contains(lower, "<hta:application") && (strings.HasPrefix(lower, "<") || strings.Contains(lower, "<script")) {
 		all = add(all, Match{Class: Scripts, What: "an HTML application"})
 	}
 	if isScript(lower) {
