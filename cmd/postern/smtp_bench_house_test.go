@@ -81,7 +81,7 @@ type heavy struct {
 func startHeavy(b testing.TB, dir string) *heavy {
 	b.Helper()
 	h := &heavy{dir: dir, program: filepath.Join(dir, "postern")}
-	if err := command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", h.program, "."); err != nil {
+	if err := command("go", "build", "-trimpath", "-ldflags", "-w", "-o", h.program, "."); err != nil {
 		b.Fatal(err)
 	}
 	h.discard.address, h.queue.address, h.chain.address = benchAddress(b), benchAddress(b), benchAddress(b)
@@ -172,14 +172,4 @@ func (h *heavy) status(b testing.TB, name string) int64 {
 		b.Fatal(err)
 	}
 	return n
-}
-
-// descriptors is how many the daemon has open.
-func (h *heavy) descriptors(b testing.TB) int {
-	b.Helper()
-	all, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(h.process.Pid), "fd"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	return len(all)
 }
