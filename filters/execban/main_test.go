@@ -104,3 +104,20 @@ func found(v pipeline.Verdict) string {
 	}
 	return strings.Join(names, " ")
 }
+
+// findingsOf is what the scan of a message comes to.
+func findingsOf(t testing.TB, f *Filter, text string) *answer {
+	t.Helper()
+	var a *answer
+	_, err := newHere().Do(context.Background(), worker.Request{
+		Args: f.request, Body: strings.NewReader(text), Size: int64(len(text)),
+		Decode: func(b []byte) (err error) {
+			a, err = decode(b, f.policy.known)
+			return err
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}

@@ -86,6 +86,8 @@ func kinds() []kind {
 		{OfficeMacros, "the macros of a document", "ActiveMime", 0, nil},
 		{Scripts, "a script", "#@~^", 0, nil}, // Script Encoder
 		{Scripts, "compiled AppleScript", "FasdUAS ", 0, nil},
+		{Scripts, "a script", "#!/", 0, nil}, // whatever follows: a shell reads on over a NUL
+		{Scripts, "a script", "#! /", 0, nil},
 	}
 }
 
