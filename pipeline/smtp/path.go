@@ -39,7 +39,8 @@ func ParsePath(s string, utf8 bool) (address, rest string, err error) {
 		return "", "", bad("no <")
 	}
 	s = s[1:]
-	if strings.HasPrefix(s, "@") {
+	routed := strings.HasPrefix(s, "@")
+	if routed {
 		if s, err = dropRoute(s); err != nil {
 			return "", "", err
 		}
@@ -47,6 +48,9 @@ func ParsePath(s string, utf8 bool) (address, rest string, err error) {
 	n, err := localPart(s, utf8)
 	if err != nil {
 		return "", "", err
+	}
+	if routed && n == 0 {
+		return "", "", bad("source route to nobody")
 	}
 	end := n
 	if end < len(s) && s[end] == '@' {

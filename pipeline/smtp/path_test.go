@@ -70,6 +70,7 @@ func TestParsePath(t *testing.T) {
 		{in: "<<a@b>>", err: smtp.ErrAddress},
 		{in: "<@x a@b>", err: smtp.ErrAddress},
 		{in: "<@x,:a@b>", err: smtp.ErrAddress},
+		{in: "<@x:>", err: smtp.ErrAddress},
 		{in: "<" + strings.Repeat("a", 1001) + "@b>", err: smtp.ErrAddress},
 		{in: "<a@" + strings.Repeat("b", 256) + ">", err: smtp.ErrAddress},
 	} {
