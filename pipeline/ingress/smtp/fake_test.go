@@ -35,7 +35,21 @@ type fakeFilter struct {
 	verdict    pipeline.Verdict
 	key, value string // the condition; "" always holds
 	delay      time.Duration
+	hold       *holdUp
 	resets     *counter
+}
+
+// holdUp is where work waits for the test: it says that it is there, and goes on
+// when it may.
+type holdUp struct{ there, goOn chan struct{} }
+
+func newHoldUp() *holdUp { return &holdUp{make(chan struct{}), make(chan struct{})} }
+
+func (h *holdUp) wait() {
+	if h != nil {
+		h.there <- struct{}{}
+		<-h.goOn
+	}
 }
 
 type counter struct {
@@ -71,6 +85,7 @@ func (f *fakeFilter) Reset() {
 }
 
 func (f *fakeFilter) say(ctx context.Context, holds bool) (pipeline.Verdict, error) {
+	f.hold.wait()
 	if f.delay > 0 {
 		select {
 		case <-time.After(f.delay):
@@ -213,9 +228,11 @@ type fakeSink struct {
 	delay time.Duration
 	// forget keeps nothing.
 	forget bool
+	hold   *holdUp
 }
 
 func (f *fakeSink) Submit(ctx context.Context, all []pipeline.Outgoing) (reply.Reply, error) {
+	f.hold.wait()
 	if f.delay > 0 {
 		select {
 		case <-time.After(f.delay):
