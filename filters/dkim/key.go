@@ -9,6 +9,8 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+
+	"github.com/postern-mta/postern/pipeline/reply"
 )
 
 // Key is a key to sign with.
@@ -17,6 +19,20 @@ type Key struct {
 	Domain, Selector string
 	// Signer is an *rsa.PrivateKey or an ed25519.PrivateKey.
 	Signer crypto.Signer
+}
+
+// NewKey is a key of a domain, whose names it checks and makes as the DNS has
+// them.
+func NewKey(domain, selector string, signer crypto.Signer) (Key, error) {
+	d, ok := asciiName(domain)
+	if !ok {
+		return Key{}, fmt.Errorf("%q is no domain", reply.Clean(domain, 80))
+	}
+	s, ok := asciiName(selector)
+	if !ok || len(s)+len(middle)+len(d) > maxName {
+		return Key{}, fmt.Errorf("%q is no selector", reply.Clean(selector, 80))
+	}
+	return Key{d, s, signer}, nil
 }
 
 // Algorithm is the word of a=.

@@ -53,7 +53,7 @@ type Signer struct {
 // folded with LF. The message must have a From field.
 func (s *Signer) Sign(ctx context.Context, m message.Message, key Key) (string, error) {
 	fields, names := s.covered(m.Head())
-	if !slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(n, "From") }) {
+	if !slices.ContainsFunc(fields, func(f message.Field) bool { return f.Is("From") }) {
 		return "", fmt.Errorf("signing for %s: the message has no From field", key.Domain)
 	}
 	o := &msgauth.SignOptions{
