@@ -30,7 +30,15 @@
 // in place of the greeting or as the command's answer. Where a client may yet log
 // in it is held back until MAIL, and with Options.Late until RCPT, so that the
 // log knows who was refused. A login starts the judging anew: what was held
-// against a stranger does not count against a user.
+// against a stranger does not count against a user. So does STARTTLS if the
+// Relay, which is asked again then, lets the client relay.
+//
+// # What becomes of a message
+//
+// But for what Mend and the filters change, it is stored byte for byte, with LF
+// for CR LF, below a Received field. A first line that begins with a blank is
+// body, or it would continue that field; then, as before any body that came
+// without one, there is a blank line. A line "From " of an mbox stays on top.
 //
 // # After an error
 //
