@@ -41,6 +41,7 @@ type daemon struct {
 	// that were opened while the daemon was root, by place.
 	inherited, early map[string]socket
 	failed           chan error // what ends the daemon
+	headroom         []byte     // kept for the collector
 	idents           atomic.Uint64
 	serving          sync.WaitGroup
 	// current is the configuration in force, for what outlives the reading of

@@ -96,6 +96,7 @@ func startDaemon(file string, stderr io.Writer) (*daemon, error) {
 	d := &daemon{
 		file: file, started: time.Now(),
 		modes: pipeline.NewModes(time.Now), meter: admin.NewMeter(), entrances: map[string]*entrance{}, failed: make(chan error, 16),
+		headroom: newHeadroom(),
 	}
 	d.giveUp, d.cancel = context.WithCancel(context.Background())
 	// The first reading only tells where the state directory is: filters are

@@ -114,7 +114,7 @@ func (c crowd) gather(b testing.TB) (got burden) {
 // Mail that comes while there is a crowd.
 const (
 	correspondents = 4
-	pace    = 40 * time.Millisecond // from one message of a correspondent to the next
+	pace           = 40 * time.Millisecond // from one message of a correspondent to the next
 )
 
 // messages is how many are sent in a span.
