@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/postern-mta/postern/cmd/postern/config"
@@ -90,10 +92,15 @@ func (d *daemon) equipSMTP(c *config.Config, l *config.Listen, listener socket, 
 	if err := d.protect(c, l, &o); err != nil {
 		return err
 	}
-	policy, err := d.relay(c, l)
+	policy, closeRules, err := d.relay(c, l)
 	if err != nil {
 		return err
 	}
+	defer func() {
+		if ch.server == nil {
+			closeRules()
+		}
+	}()
 	o.Relay = policy
 	if o.Auth, err = d.logins.of(c, l); err != nil {
 		return fmt.Errorf("listen.%s: %w", l.Name, err)
@@ -118,8 +125,41 @@ func (d *daemon) equipSMTP(c *config.Config, l *config.Listen, listener socket, 
 	if err != nil {
 		return err
 	}
-	ch.server = s
+	ch.server = smtpServer{s, sync.OnceFunc(closeRules)}
 	return nil
+}
+
+// smtpServer is a server that gives up its tcprules with its last session.
+type smtpServer struct {
+	*smtp.Server
+	done func()
+}
+
+// Serve serves until the last session has ended.
+func (s smtpServer) Serve(ctx context.Context) error {
+	defer s.done()
+	return s.Server.Serve(ctx)
+}
+
+// Shutdown gives the server up, also if it never served.
+func (s smtpServer) Shutdown(ctx context.Context) error {
+	err := s.Server.Shutdown(ctx)
+	if err == nil { // no session is left
+		s.done()
+	}
+	return err
+}
+
+// moreHosts is morercpthosts.cdb of the configuration in force: a server
+// outlives it.
+type moreHosts struct{ d *daemon }
+
+// Has reports whether a domain, or ".domain", stands there.
+func (m moreHosts) Has(key string) (bool, error) {
+	if more := m.d.lists.Load().more; more != nil {
+		return more.Has(key)
+	}
+	return false, nil
 }
 
 // ident names a session of any SMTP entrance: by the time, and by a number that
@@ -162,15 +202,16 @@ func (d *daemon) protect(c *config.Config, l *config.Listen, o *smtp.Options) er
 	return err
 }
 
-// relay is the policy of who may send where.
-func (d *daemon) relay(c *config.Config, l *config.Listen) (*relay.Policy, error) {
+// relay is the policy of who may send where, with what closes its files.
+func (d *daemon) relay(c *config.Config, l *config.Listen) (p *relay.Policy, done func(), err error) {
+	done = func() {}
 	o := relay.Options{
 		Hostname: c.Hostname, Accepts: func(domain string) bool { return d.current.Load().Accepts(domain) }, Ours: d.ours,
 		Rule: l.RelayRule(), BadMailFrom: c.BadMailFrom, LocalHost: first(c, "localiphost"), BareHost: first(c, "envnoathost"),
 		LocalAddress: new(relay.Interfaces).Has,
 	}
-	if more := d.lists.Load().more; more != nil {
-		o.MoreHosts = more
+	if c.MoreHosts != "" {
+		o.MoreHosts = moreHosts{d}
 	}
 	percent, _ := c.Files.Lines("percenthack")
 	for _, line := range percent {
@@ -182,11 +223,15 @@ func (d *daemon) relay(c *config.Config, l *config.Listen) (*relay.Policy, error
 	if l.TCPRules != "" {
 		file, err := rules.OpenTCPRules(l.TCPRules, rules.FileOptions{Changed: d.told("tcprules", l.TCPRules)})
 		if err != nil {
-			return nil, fmt.Errorf("listen.%s.tcprules: %w", l.Name, err)
+			return nil, done, fmt.Errorf("listen.%s.tcprules: %w", l.Name, err)
 		}
 		o.TCPRules = file
+		done = func() { file.Close() } //nolint:errcheck // it was only read
 	}
-	return relay.New(o)
+	if p, err = relay.New(o); err != nil {
+		done()
+	}
+	return p, done, err
 }
 
 // told logs that a file was read again, or could not be.

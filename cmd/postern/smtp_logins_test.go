@@ -34,6 +34,7 @@ next = "discard"
 [listen.program]
 address = "$AT_PROGRAM"
 service = "submission"
+tarpit = "0s"
 tls = "off"
 auth_clear = true
 auth = ["program"]

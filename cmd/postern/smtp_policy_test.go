@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -127,6 +129,7 @@ func TestSMTPPolicy(t *testing.T) {
 	t.Run("user", func(t *testing.T) { testUserRelays(t, g) })
 	t.Run("timeout", func(t *testing.T) { testTimeout(t, g) })
 	t.Run("changed", func(t *testing.T) { testChangedRules(t, g) })
+	t.Run("reloads", func(t *testing.T) { testRulesAreClosed(t, g) })
 	t.Run("explain", func(t *testing.T) { testExplainSMTP(t, g) })
 }
 
@@ -293,4 +296,46 @@ func testExplainSMTP(t *testing.T, g *gateway) {
 	if want := "entrance mx on " + g.at("mx") + ", "; !strings.Contains(said, want) {
 		t.Errorf("postern status has not %q:\n%s", want, said)
 	}
+}
+
+// testRulesAreClosed: servers that a reload has replaced keep no files, once
+// their sessions have ended, and a reload that fails keeps none either.
+func testRulesAreClosed(t *testing.T, g *gateway) {
+	l, err := net.Listen("tcp", loopback()+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	last := g.hello(t, "cdb", "127.0.2.1")
+	last.want("MAIL FROM:<last@client.example>", "250 ")
+	for _, n := range []string{"7", "8", "9"} {
+		g.reload(t, strings.Replace(policyConfig, "[listen.cdb]\n", "[listen.cdb]\nmessages = "+n+"\n", 1))
+		g.write(t, "postern.toml", strings.Replace(policyConfig, "[listen.cdb]\n", "[listen.cdb]\nmessages = 1\n", 1)+"[listen.taken]\naddress = \""+l.Addr().String()+"\"\nnext = \"discard\"\n")
+		if out, err := g.try("reload"); err == nil || !strings.Contains(out, "address already in use") {
+			t.Errorf("an entrance at an address that is taken: %v: %s", err, out)
+		}
+	}
+	g.reload(t, policyConfig)
+	last.want("RCPT TO:<joe@elsewhere.example>", "250 ") // by rules of its own
+	last.data("Subject: x\n\nbody\n", "250 ")
+	last.conn.Close()
+	open := 0
+	for range 200 {
+		open = 0
+		fds := filepath.Join("/proc", strconv.Itoa(g.daemon.Process.Pid), "fd")
+		all, err := os.ReadDir(fds)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, fd := range all {
+			if to, err := os.Readlink(filepath.Join(fds, fd.Name())); err == nil && strings.HasSuffix(to, "/tcp.cdb") {
+				open++
+			}
+		}
+		if open == 1 {
+			return
+		}
+		time.Sleep(25 * time.Millisecond)
+	}
+	t.Errorf("tcp.cdb is open %d times", open)
 }
