@@ -1,0 +1,297 @@
+package rcptcheck
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// script is a program of a few lines of shell.
+func script(t testing.TB, text string) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "check")
+	write(t, name, "#!/bin/sh\n"+text+"\n", 0o700)
+	return name
+}
+
+// short is enough for a program that does nothing, and not much.
+const short = 300 * time.Millisecond
+
+func programRig(t testing.TB, text string) *rig {
+	t.Helper()
+	return newRig(t, Options{Checks: []Check{{Program: script(t, text), Wait: time.Minute}}})
+}
+
+func TestExitCodes(t *testing.T) {
+	r := programRig(t, `exit "${RECIPIENT%@*}"`)
+	r.want("known", "0@example.org", "1@example.org", "99@example.org", "112@example.org", "127@example.org")
+	r.want("unknown", "100@example.org")
+	r.want("error: "+r.checks[0].name()+": exit 111: it cannot tell now", "111@example.org")
+	r.want("error: "+r.checks[0].name()+": exit 120", "120@example.org")
+	if n := strings.Count(r.log.String(), "means nothing"); n != 4 {
+		t.Errorf("%d warnings: %s", n, r.log)
+	}
+}
+
+// What a program is told, and what it has.
+func TestContract(t *testing.T) {
+	dir := t.TempDir()
+	socket, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0) // as somebody may have left us
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(socket)
+	r := newRig(t, Options{Checks: []Check{{Program: script(t, `
+env >`+dir+`/env
+ls -l /proc/self/fd >`+dir+`/fd
+ulimit -a >`+dir+`/limits
+echo "$0 $1 $2" >`+dir+`/args
+pwd >`+dir+`/pwd
+read x || echo end >`+dir+`/stdin
+echo "220 this is not"; printf 'a \033[31mdialogue\n' >&2`), Args: []string{"one two", "$x"}}}})
+	r.want("known", "Joe@Example.org")
+	read := func(name string) string {
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	for _, line := range []string{
+		"SENDER=a@example.net", "RECIPIENT=joe@example.org", "HELO=mail.example.net", "TCPREMOTEIP=192.0.2.1",
+		"TCPREMOTEHOST=mail.example.net", "TCPREMOTEPORT=2525", "PROTO=TCP", "PATH=/usr/local/bin:/usr/bin:/bin",
+	} {
+		if !strings.Contains("\n"+read("env"), "\n"+line+"\n") {
+			t.Errorf("it is not told %s: %s", line, read("env"))
+		}
+	}
+	if os.Getenv("HOME") != "" && strings.Contains("\n"+read("env"), "\nHOME=") {
+		t.Error("it has our environment")
+	}
+	if !strings.Contains(read("args"), "one two $x") || read("pwd") != "/\n" || read("stdin") != "end\n" {
+		t.Errorf("%q %q %q", read("args"), read("pwd"), read("stdin"))
+	}
+	for line := range strings.Lines(read("fd")) {
+		_, fd, ok := strings.Cut(strings.TrimSpace(line), ":") // the time
+		if _, fd, _ = strings.Cut(fd, " "); !ok {
+			continue
+		}
+		switch n, to, _ := strings.Cut(fd, " -> "); {
+		case n == "0" && to == "/dev/null", n == "1" && strings.HasSuffix(to, "/fd"), n == "2" && strings.HasPrefix(to, "pipe:"):
+		case strings.HasPrefix(to, "/proc/"), n == "10": // those of ls and of the shell
+		default:
+			t.Errorf("it has the descriptor %s: %s", n, to)
+		}
+	}
+	if l := read("limits"); !strings.Contains(l, strconv.Itoa(maxMemory>>10)) || !strings.Contains(l, " "+strconv.Itoa(maxFiles)+"\n") {
+		t.Errorf("it has the limits\n%s", l)
+	}
+	if l := r.log.String(); !strings.Contains(l, `220 this is not a ?[31mdialogue`) {
+		t.Errorf("the log says %s", l)
+	}
+}
+
+// One that dies of a signal, one that cannot be run.
+func TestCrash(t *testing.T) {
+	programRig(t, "kill -SEGV $$").want("error: /", "joe@example.org")
+	r := programRig(t, "kill -KILL $$")
+	if _, err := r.ask("joe@example.org"); err == nil || !strings.Contains(err.Error(), "it died: signal: killed") {
+		t.Errorf("%v", err)
+	}
+	folder := t.TempDir()
+	write(t, folder+"/plain", "exit 0\n", 0o600)
+	write(t, folder+"/nobody", "#!/no/such/interpreter\n", 0o700)
+	for _, name := range []string{"/plain", "/nobody", "/none", ""} {
+		r := newRig(t, Options{Checks: []Check{{Program: folder + name}}})
+		if _, err := r.ask("joe@example.org"); err == nil || !strings.Contains(err.Error(), "cannot be run") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// gone waits until a process has ended.
+func gone(t testing.TB, file string) {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for start := time.Now(); ; time.Sleep(time.Millisecond) {
+		state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil || strings.Contains(string(state), ") Z ") { // init may be slow to see it
+			return
+		}
+		if time.Since(start) > time.Minute {
+			unix.Kill(pid, unix.SIGKILL) //nolint:errcheck // the test has failed
+			t.Fatalf("process %d lives: %s", pid, state)
+		}
+	}
+}
+
+// One that hangs is killed with all that it has started.
+func TestHang(t *testing.T) {
+	dir := t.TempDir()
+	r := newRig(t, Options{Checks: []Check{{Wait: short, Program: script(t, "sleep 600 & echo $! >"+dir+"/child; trap '' TERM HUP; sleep 600")}}})
+	var err error
+	for range 100 { // a busy machine may kill it before it has started its child
+		if _, err = r.ask("joe@example.org"); err == nil || !strings.Contains(err.Error(), "it was killed: context deadline exceeded") {
+			t.Fatalf("%v", err)
+		}
+		if b, _ := os.ReadFile(dir + "/child"); len(b) > 1 {
+			gone(t, dir+"/child")
+			return
+		}
+	}
+	t.Fatal("it never started a child")
+}
+
+// What a program leaves behind is killed when it ends, and is not waited for,
+// even if it has its output open.
+func TestFork(t *testing.T) {
+	dir := t.TempDir()
+	r := programRig(t, "sleep 600 & echo $! >"+dir+"/child; (sleep 600 & echo $! >"+dir+"/grandchild); exit 100")
+	r.want("unknown", "joe@example.org")
+	gone(t, dir+"/child")
+	gone(t, dir+"/grandchild")
+	// One that has left the group cannot be found, but nobody waits for it.
+	r = programRig(t, "setsid sh -c 'echo $$ >"+dir+"/stray; exec sleep 600' & while ! [ -s "+dir+"/stray ]; do :; done; exit 100")
+	r.want("unknown", "joe@example.org")
+	b, err := os.ReadFile(dir + "/stray")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if pid, err := strconv.Atoi(strings.TrimSpace(string(b))); err != nil || unix.Kill(pid, unix.SIGKILL) != nil {
+		t.Errorf("it was waited for: %s %v", b, err)
+	}
+}
+
+// One that floods is read to its end, or killed; the log hears little.
+func TestFlood(t *testing.T) {
+	r := programRig(t, "head -c 20000000 /dev/zero | tr '\\0' x; exit 100")
+	r.want("unknown", "joe@example.org")
+	if l := len(r.log.String()); l > maxOutput+1000 || !strings.Contains(r.log.String(), fmt.Sprintf("(and %d bytes more)", 20_000_000-maxOutput)) {
+		t.Errorf("%d bytes of log", l)
+	}
+	r = newRig(t, Options{Checks: []Check{{Wait: short, Program: script(t, "exec yes")}}})
+	if _, err := r.ask("joe@example.org"); err == nil || !strings.Contains(err.Error(), "it was killed") {
+		t.Errorf("%v", err)
+	}
+}
+
+// One that reads its input finds its end, and one that writes to a full disk
+// stops: it may not fill ours.
+func TestInputAndFiles(t *testing.T) {
+	programRig(t, "cat; exit 100").want("unknown", "joe@example.org")
+	name := filepath.Join(t.TempDir(), "big")
+	r := programRig(t, "trap '' XFSZ; sleep 0.2; head -c 100000000 /dev/zero >"+name+"; exit 100")
+	r.want("unknown", "joe@example.org")
+	if info, err := os.Stat(name); err != nil || info.Size() > maxWrite {
+		t.Errorf("%v %v", info, err)
+	}
+}
+
+// A caller that goes away ends the program, and so does the chain's deadline.
+func TestCancelled(t *testing.T) {
+	r := programRig(t, "sleep 600")
+	ctx, cancel := context.WithTimeout(context.Background(), short)
+	defer cancel()
+	if _, err := r.askIn(ctx, &instance{filter: r.Filter}, "", "joe@example.org"); err == nil {
+		t.Error("it ended well")
+	}
+	if _, err := r.askIn(ctx, &instance{filter: r.Filter}, "", "joe@example.org"); err == nil {
+		t.Error("it was started for nobody")
+	}
+}
+
+// Only so many programs run at a time.
+func TestPlaces(t *testing.T) {
+	dir := t.TempDir()
+	r := newRig(t, Options{Programs: 2, Checks: []Check{{Each: true, Program: script(t, `
+mkdir `+dir+`/a 2>/dev/null && { sleep 0.02; rmdir `+dir+`/a; exit 0; }
+mkdir `+dir+`/b 2>/dev/null && { sleep 0.02; rmdir `+dir+`/b; exit 0; }
+exit 100`)}}})
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() { r.want("known", "joe@example.org") })
+	}
+	all.Wait()
+	full := newRig(t, Options{Programs: 1, Checks: []Check{{Program: script(t, "exit 0")}}})
+	p := full.checks[0].source.(*program)
+	p.runner.places <- struct{}{}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := full.askIn(ctx, &instance{filter: full.Filter}, "", "joe@example.org"); err == nil || !strings.Contains(err.Error(), "1 programs run already") {
+		t.Errorf("%v", err)
+	}
+	<-p.runner.places
+}
+
+// What programs say is kept, for a time, and not too much of it.
+func TestCache(t *testing.T) {
+	dir := t.TempDir()
+	name := script(t, `echo x >>`+dir+`/asked; case $RECIPIENT in no*) exit 100;; later*) exit 111;; esac; exit 0`)
+	asked := func(r *rig, want int) {
+		t.Helper()
+		b, err := os.ReadFile(dir + "/asked")
+		if err != nil || len(b)/2 != want {
+			t.Errorf("asked %d times, want %d: %v", len(b)/2, want, err)
+		}
+	}
+	o := Options{ValidFor: time.Hour, InvalidFor: time.Minute, CacheSize: 3, Checks: []Check{{Program: name}}}
+	r := newRig(t, o)
+	for range 3 {
+		r.want("known", "joe@example.org", "Joe@example.org")
+		r.want("unknown", "no@example.org")
+	}
+	asked(r, 2)
+	for range 2 {
+		r.want("error", "later@example.org")
+	}
+	asked(r, 4)
+	r.wait(time.Minute)
+	r.want("unknown", "no@example.org")
+	r.want("known", "joe@example.org")
+	asked(r, 5)
+	r.wait(59 * time.Minute)
+	r.want("known", "joe@example.org")
+	asked(r, 6)
+	r.want("known", "1@example.org", "2@example.org", "joe@example.org", "3@example.org", "4@example.org", "joe@example.org")
+	asked(r, 10)
+	r.want("known", "1@example.org")
+	asked(r, 11)
+	r.wait(-1000 * time.Hour) // a clock that goes back keeps nothing for ever
+	r.want("known", "1@example.org")
+	asked(r, 12)
+	if n := len(r.checks[0].source.(*program).kept.known); n > 3 {
+		t.Errorf("%d answers are kept", n)
+	}
+	o.Checks[0].Each = true
+	r = newRig(t, o)
+	r.want("known", "joe@example.org", "joe@example.org")
+	asked(r, 14)
+	o.Checks[0].Each, o.ValidFor = false, 0
+	r = newRig(t, o)
+	r.want("known", "joe@example.org", "joe@example.org")
+	asked(r, 16)
+}
+
+// What no environment can hold.
+func TestNUL(t *testing.T) {
+	r := programRig(t, "exit 0")
+	r.want("unknown", "a\x00b@example.org")
+	if v, err := r.askIn(context.Background(), &instance{filter: r.Filter}, "a\x00b@example.net", "joe@example.org"); err != nil || v.Action != 0 {
+		t.Errorf("%+v %v", v, err)
+	}
+}

@@ -1,0 +1,356 @@
+// Package rcptcheck is the filter "rcptcheck": it refuses recipients who do not
+// exist, one by one, before their message comes.
+//
+//	[[filter.rcptcheck.check]]
+//	file = "/var/qmail/control/validrcptto"
+//
+//	[[filter.rcptcheck.check]]
+//	cdb     = "/var/qmail/users/recipients.cdb"
+//	domains = ["example.org", ".example.org"]
+//
+//	[[filter.rcptcheck.check]]
+//	program = "/usr/local/bin/check-recipient"   # as for RCPTCHECK
+//	wait    = "5s"
+//
+// # Who is judged
+//
+// Recipients in domains that are ours, of mail from strangers; with trusted =
+// true also that of our own users. A check with "domains" is asked about these
+// only; a recipient about whom no check is asked is let pass.
+//
+// The checks are asked in order. With need = "any" a recipient is known as soon
+// as one check knows it, and unknown if none does; with need = "all" it is
+// unknown as soon as one check does not know it. A recipient that is unknown is
+// answered 550 5.1.1; a shim's message, 554 with the names, or as "mixed" says.
+//
+// # Lists
+//
+// list, file and cdb hold the same: addresses, in lower case in a cdb, and
+//
+//	@example.org               everybody in a domain
+//	you-@example.org           you-anything (and you=, you+): s/qmail, SPAMCONTROL
+//	you-default@example.org    you-anything, for each - from the last one on: validrcptto.cdb
+//
+// A cdb is in the layout of s/qmail and SPAMCONTROL (users/recipients.cdb, whose
+// keys begin with a colon, as those of fastforward do), or in that of
+// validrcptto.cdb, where a value that begins with - refuses the address at once.
+// A file has an entry a line; lines that begin with # are comments. Files are
+// read again when they change; one that cannot be read then leaves what was read
+// before in force. One that could never be read is an error.
+//
+// # Programs
+//
+// A program is started for each recipient, with SENDER, RECIPIENT, HELO,
+// TCPREMOTEIP, TCPREMOTEHOST and TCPREMOTEPORT in the environment, and what
+// else the caller of a shim has told of the client. Exit code 100 means that
+// there is no such recipient; 111 and 120 that this cannot be told now; any
+// other, that there is. Its standard input is /dev/null, what it writes goes to
+// the log, at most a few lines; it has no other descriptor, and a process group
+// of its own that is killed when it ends or its time ("wait") is over. It may use
+// a bounded amount of memory, of processor time and of disk. One that crashes,
+// takes too long or cannot be run is an error.
+//
+// What programs say is kept for "valid_for" and "invalid_for", unless the check
+// has each = true, for a program that judges by more than the recipient.
+//
+// # Harvesters
+//
+// From the "slow_after"th unknown recipient of a session on, each further one is
+// answered after "slow"; our SMTP server hangs up after as many as its limits
+// say. Each is also a symbol, RCPT_UNKNOWN.
+//
+// # Errors
+//
+// A check that fails is an error where the others do not decide, and by default
+// the recipient is put off (on_error = "defer").
+package rcptcheck
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/postern-mta/postern/pipeline"
+	"github.com/postern-mta/postern/pipeline/envelope"
+	"github.com/postern-mta/postern/pipeline/reply"
+	"github.com/postern-mta/postern/rules"
+)
+
+// Name is the filter's name in the configuration, Symbol its finding.
+const (
+	Name   = "rcptcheck"
+	Symbol = "RCPT_UNKNOWN"
+)
+
+// Options are the filter's part of the configuration.
+type Options struct {
+	Checks []Check `toml:"check" doc:"where recipients are looked up, in order"`
+	// Need is any if it is "".
+	Need    string `toml:"need" doc:"whether one check must know a recipient, or all" oneof:"any|all"`
+	Trusted bool   `toml:"trusted" doc:"judge mail of our own users, too: relayed, authenticated and local"`
+	Action  string `toml:"action" doc:"what becomes of an unknown recipient; defer: it may be tried again" oneof:"reject|defer"`
+	Text    string `toml:"text" doc:"what the peer hears about an unknown recipient" unset:"no mailbox here by that name"`
+	// ValidFor and InvalidFor are how long a program's answer is kept; 0: not.
+	ValidFor   time.Duration `toml:"valid_for" doc:"how long a program's yes is kept; 0: it is not"`
+	InvalidFor time.Duration `toml:"invalid_for" doc:"how long a program's no is kept; 0: it is not"`
+	// CacheSize is 10000 if it is 0.
+	CacheSize int `toml:"cache_size" doc:"how many answers of programs are kept"`
+	// Programs is 20 if it is 0.
+	Programs int `toml:"programs" doc:"how many programs may run at the same time; others wait"`
+	// SlowAfter and Slow do nothing if either is 0.
+	SlowAfter int           `toml:"slow_after" doc:"after how many unknown recipients of a session each further one is answered slowly; 0: none is"`
+	Slow      time.Duration `toml:"slow" doc:"how long such an answer takes"`
+}
+
+// Check is one place to look recipients up. One of its first four fields is set.
+type Check struct {
+	List    []string `toml:"list" doc:"recipients: addresses, @domain, you-@domain, you-default@domain"`
+	File    string   `toml:"file" doc:"a file of recipients, an entry a line, like control/validrcptto"`
+	CDB     string   `toml:"cdb" doc:"a constant database of recipients, like users/recipients.cdb or control/validrcptto.cdb"`
+	Program string   `toml:"program" doc:"a program as for RCPTCHECK"`
+	Args    []string `toml:"args" doc:"the program's arguments"`
+	Domains []string `toml:"domains" doc:"the domains about whose recipients this check is asked; one with a dot in front means all below" unset:"all of ours"`
+	Each    bool     `toml:"each" doc:"ask the program for each recipient of each message: do not keep its answers"`
+	// Wait is 10 s if it is 0.
+	Wait time.Duration `toml:"wait" doc:"how long the program may run" unset:"10s"`
+}
+
+const (
+	defaultValidFor   = 10 * time.Minute
+	defaultInvalidFor = time.Minute
+	defaultCacheSize  = 10_000
+	defaultPrograms   = 20
+	defaultSlowAfter  = 5
+	defaultSlow       = 2 * time.Second
+	defaultWait       = 10 * time.Second
+
+	maxChecks = 50
+	maxList   = 100_000
+	maxCache  = 10_000_000
+	maxSlow   = 30 * time.Second
+	// maxSlowed bounds the slow answers of a session: our server hangs up long
+	// before, or its administrator means it well.
+	maxSlowed = 200
+)
+
+// unknownText is what a peer hears of an unknown recipient.
+const unknownText = "no mailbox here by that name"
+
+// Kind is the filter's entry in the list of filters.
+func Kind() pipeline.Kind {
+	return pipeline.Kind{Name: Name, New: func(env pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) {
+		o := Options{
+			Need: needAny, Action: reply.Reject.String(), ValidFor: defaultValidFor, InvalidFor: defaultInvalidFor,
+			CacheSize: defaultCacheSize, Programs: defaultPrograms, SlowAfter: defaultSlowAfter, Slow: defaultSlow,
+		}
+		if err := decode(&o); err != nil {
+			return nil, err
+		}
+		return New(env, o)
+	}}
+}
+
+const (
+	needAny = "any"
+	needAll = "all"
+)
+
+// Filter is the rcptcheck filter. It is safe for concurrent use.
+type Filter struct {
+	checks       []check
+	all, trusted bool
+	answer       pipeline.Verdict
+	slowAfter    int
+	slow         time.Duration
+	log          *slog.Logger
+}
+
+// check is one check with whom it is asked about.
+type check struct {
+	source
+	domains *rules.DomainList // nil: all of ours
+}
+
+// answer is what a source says of a recipient.
+type answer uint8
+
+const (
+	unknown answer = iota
+	valid
+	refused // no other source may know it
+)
+
+// source knows recipients. It is safe for concurrent use.
+type source interface {
+	// ask looks a recipient up; the address is in lower case.
+	ask(ctx context.Context, address string, tx *pipeline.Transaction) (answer, error)
+	// name is what logs and traces call it.
+	name() string
+	close() error
+}
+
+// New makes an rcptcheck filter. It uses the environment's Log and Now. The
+// errors say by a method Key which key they are about. Files and programs that
+// are missing are told to the log, and are errors when they are needed.
+func New(env pipeline.Env, o Options) (*Filter, error) {
+	f := &Filter{all: o.Need == needAll, trusted: o.Trusted, slowAfter: o.SlowAfter, slow: o.Slow, log: env.Log}
+	if f.log == nil {
+		f.log = slog.New(slog.DiscardHandler)
+	}
+	now := env.Now
+	if now == nil {
+		now = time.Now
+	}
+	if o.Action == "" {
+		o.Action = reply.Reject.String()
+	}
+	if err := errors.Join(o.check()...); err != nil {
+		return nil, err
+	}
+	text := o.Text
+	if text == "" {
+		text = unknownText
+	}
+	code := 550
+	if f.answer.Action = pipeline.Reject; o.Action == reply.Defer.String() {
+		f.answer.Action, code = pipeline.Defer, 450
+	}
+	f.answer.Reply = reply.Make(code, reply.Enhanced{Subject: 1, Detail: 1}, text)
+	r := &runner{log: f.log, places: make(chan struct{}, orElse(o.Programs, defaultPrograms))}
+	kept := &cache{now: now, size: orElse(o.CacheSize, defaultCacheSize), yes: o.ValidFor, no: o.InvalidFor}
+	for _, c := range o.Checks {
+		made := check{source: c.source(f.log, now, r, kept)}
+		if len(c.Domains) > 0 {
+			made.domains = rules.NewDomainList(c.Domains)
+		}
+		f.checks = append(f.checks, made)
+	}
+	return f, nil
+}
+
+func orElse[T comparable](v, otherwise T) T {
+	var zero T
+	if v == zero {
+		return otherwise
+	}
+	return v
+}
+
+// keyError is an error that knows the key of the configuration it is about, so
+// that the configuration can tell file and line.
+type keyError struct {
+	key string
+	error
+}
+
+// Key is the key, "check[2].cdb".
+func (e keyError) Key() string { return e.key }
+
+// Unwrap is the error itself.
+func (e keyError) Unwrap() error { return e.error }
+
+// Traits of a filter that protects, from strangers unless it is told otherwise.
+func (f *Filter) Traits() pipeline.Traits {
+	return pipeline.Traits{OnError: pipeline.ErrorDefers, Strangers: !f.trusted, Stages: []pipeline.Stage{pipeline.AtRecipient}}
+}
+
+// Open returns an instance that counts a session's unknown recipients.
+func (f *Filter) Open(context.Context, *pipeline.Session) (pipeline.Instance, error) {
+	return &instance{filter: f}, nil
+}
+
+// Close closes the files.
+func (f *Filter) Close() error {
+	var errs []error
+	for _, c := range f.checks {
+		errs = append(errs, c.close())
+	}
+	return errors.Join(errs...)
+}
+
+// instance is the filter at work on one session.
+type instance struct {
+	filter  *Filter
+	unknown int
+}
+
+// Close does nothing.
+func (*instance) Close() error { return nil }
+
+// Recipient looks one recipient up.
+func (i *instance) Recipient(ctx context.Context, tx *pipeline.Transaction, r envelope.Recipient) (pipeline.Verdict, error) {
+	f := i.filter
+	if !tx.Session.IsOurs(r.Address) {
+		return pipeline.Verdict{Reason: "not in a domain of ours"}, nil
+	}
+	known, reason, err := f.lookUp(ctx, lower(r.Address), tx)
+	if err != nil {
+		return pipeline.Verdict{}, err
+	}
+	if known {
+		return pipeline.Verdict{Reason: reason}, nil
+	}
+	i.unknown++
+	v := f.answer
+	v.Reason = reason
+	v.Symbols = []pipeline.Symbol{{Name: Symbol, Detail: fmt.Sprintf("%d unknown recipients in this session", i.unknown)}}
+	if n := i.unknown - f.slowAfter; f.slowAfter > 0 && n > 0 && n <= maxSlowed && tx.Session.Protocol == "smtp" {
+		slowly(ctx, f.slow)
+	}
+	return v, nil
+}
+
+// slowly lets time pass, as much as there is.
+func slowly(ctx context.Context, d time.Duration) {
+	if end, ok := ctx.Deadline(); ok { // an answer too late would be an error
+		d = min(d, time.Until(end)/2)
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// lookUp asks the checks, and says who has decided.
+func (f *Filter) lookUp(ctx context.Context, address string, tx *pipeline.Transaction) (known bool, reason string, err error) {
+	domain := envelope.Domain(address)
+	asked, last := 0, ""
+	var failed error
+	for _, c := range f.checks {
+		if c.domains != nil {
+			if _, ok := c.domains.Match(domain); !ok {
+				continue
+			}
+		}
+		asked, last = asked+1, c.name()
+		a, err := c.ask(ctx, address, tx)
+		switch {
+		case err != nil:
+			failed = errors.Join(failed, fmt.Errorf("%s: %w", c.name(), err))
+		case a == refused:
+			return false, "refused by " + c.name(), nil
+		case a == valid && !f.all:
+			return true, "known to " + c.name(), nil
+		case a == unknown && f.all:
+			return false, "unknown to " + c.name(), nil
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	switch {
+	case failed != nil:
+		return false, "", failed
+	case asked == 0:
+		return true, "no check is asked about " + reply.Clean(domain, 100), nil
+	case f.all:
+		return true, "known to all checks", nil
+	case asked == 1:
+		return false, "unknown to " + last, nil
+	}
+	return false, fmt.Sprintf("unknown to all %d checks", asked), nil
+}

@@ -1,0 +1,261 @@
+package rcptcheck
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/postern-mta/postern/pipeline"
+	"github.com/postern-mta/postern/pipeline/envelope"
+	"github.com/postern-mta/postern/pipeline/reply"
+	"github.com/postern-mta/postern/rules"
+)
+
+// lower lowers ASCII letters, as qmail does.
+func lower(s string) string {
+	b := []byte(s)
+	for i, c := range b {
+		if 'A' <= c && c <= 'Z' {
+			b[i] = c + 'a' - 'A'
+		}
+	}
+	return string(b)
+}
+
+// isEntry reports whether a text can be an entry of a list.
+func isEntry(s string) bool {
+	return strings.Contains(s, "@") && !strings.HasPrefix(s, colon) && !strings.HasSuffix(s, "@") && len(s) <= envelope.MaxAddress && envelope.ValidBytes(s) && !strings.ContainsAny(s, " \t")
+}
+
+// finder finds the value of a key.
+type finder func(key string) (value []byte, ok bool, err error)
+
+// maxBreaks bounds how many shorter addresses one is looked up under.
+const maxBreaks = 32
+
+// colon begins the keys of users/recipients.cdb.
+const colon = ":"
+
+// lookUp looks an address up under all names that may stand for it.
+func lookUp(find finder, address string) (answer, error) {
+	if strings.HasPrefix(address, colon) {
+		return unknown, nil // it would be taken for a key of the other layout
+	}
+	local, domain := envelope.Local(address), address[len(envelope.Local(address)):]
+	keys := []string{address, colon + address}
+	if n := strings.IndexAny(local, "-=+"); n >= 0 {
+		keys = append(keys, local[:n+1]+domain, colon+local[:n+1]+domain)
+	}
+	for rest, n := local, 0; n < maxBreaks; n++ {
+		k := strings.LastIndexByte(rest, '-')
+		if k < 0 {
+			break
+		}
+		rest = rest[:k]
+		keys = append(keys, rest+"-default"+domain)
+	}
+	if domain != "" {
+		keys = append(keys, domain, colon+domain)
+	}
+	for _, key := range keys {
+		value, ok, err := find(key)
+		switch {
+		case err != nil:
+			return unknown, err
+		case !ok:
+		case len(value) > 0 && value[0] == '-' && !strings.HasPrefix(key, colon):
+			return refused, nil
+		default:
+			return valid, nil
+		}
+	}
+	return unknown, nil
+}
+
+// list is a set of entries in memory.
+type list struct{ entries map[string]struct{} }
+
+func newList(entries []string) *list {
+	l := &list{entries: make(map[string]struct{}, len(entries))}
+	for _, e := range entries {
+		l.entries[lower(e)] = struct{}{}
+	}
+	return l
+}
+
+func (l *list) find(key string) ([]byte, bool, error) {
+	_, ok := l.entries[key]
+	return nil, ok, nil
+}
+
+func (l *list) ask(_ context.Context, address string, _ *pipeline.Transaction) (answer, error) {
+	return lookUp(l.find, address)
+}
+
+func (*list) name() string { return "the list" }
+
+func (*list) close() error { return nil }
+
+const (
+	// maxFile bounds a file of recipients, in bytes.
+	maxFile = 256 << 20
+	// lookEvery is how often a file is looked at.
+	lookEvery = time.Second
+)
+
+// textFile is a file of entries, read again when it changes.
+type textFile struct {
+	path string
+	log  *slog.Logger
+	now  func() time.Time
+
+	mu     sync.Mutex
+	list   *list // nil if it could never be read
+	info   fs.FileInfo
+	err    error // why the file as it is cannot be read
+	looked time.Time
+}
+
+func (f *textFile) name() string { return reply.Clean(f.path, 200) }
+
+func (*textFile) close() error { return nil }
+
+func (f *textFile) ask(_ context.Context, address string, _ *pipeline.Transaction) (answer, error) {
+	l, err := f.current()
+	if err != nil {
+		return unknown, err
+	}
+	return lookUp(l.find, address)
+}
+
+// current is the list in force.
+func (f *textFile) current() (*list, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := f.now()
+	if since := now.Sub(f.looked); f.looked.IsZero() || since < 0 || since >= lookEvery {
+		f.looked = now
+		f.look()
+	}
+	if f.list == nil {
+		return nil, f.err
+	}
+	return f.list, nil
+}
+
+// look reads the file if it has changed.
+func (f *textFile) look() {
+	info, err := os.Stat(f.path)
+	if err == nil && f.info != nil && os.SameFile(info, f.info) && info.Size() == f.info.Size() && info.ModTime().Equal(f.info.ModTime()) {
+		return
+	}
+	var l *list
+	if err == nil {
+		l, err = readList(f.path)
+	}
+	if err != nil {
+		if f.err == nil || f.err.Error() != err.Error() {
+			f.log.Error("a file of recipients cannot be read", "file", f.path, "error", err, "before", f.list != nil)
+		}
+		f.err, f.info = err, nil
+		return
+	}
+	if f.info != nil || f.err != nil {
+		f.log.Info("a file of recipients was read", "file", f.path, "recipients", len(l.entries))
+	}
+	f.list, f.info, f.err = l, info, nil
+}
+
+func readList(path string) (*list, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	if info, err := file.Stat(); err != nil {
+		return nil, err
+	} else if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is no file", path)
+	}
+	return parseList(file, path)
+}
+
+// parseList reads a file's entries; a line that is none makes all of it
+// worthless, since a recipient may be missing.
+func parseList(r io.Reader, path string) (*list, error) {
+	lines, err := rules.ControlLines(r, maxFile)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	l := &list{entries: make(map[string]struct{}, len(lines))}
+	for _, line := range lines {
+		if !isEntry(line.Text) {
+			return nil, fmt.Errorf("%s:%d: %q is no address: write user@example.org, or @example.org", path, line.No, reply.Clean(line.Text, 80))
+		}
+		l.entries[lower(line.Text)] = struct{}{}
+	}
+	return l, nil
+}
+
+// database is a constant database of recipients.
+type database struct {
+	path string
+	log  *slog.Logger
+	now  func() time.Time
+
+	mu     sync.Mutex
+	file   *rules.CDBFile // nil if it could never be opened
+	err    error
+	looked time.Time
+	closed bool
+}
+
+func (d *database) name() string { return reply.Clean(d.path, 200) }
+
+func (d *database) close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
+	if d.file == nil {
+		return nil
+	}
+	return d.file.Close()
+}
+
+func (d *database) ask(_ context.Context, address string, _ *pipeline.Transaction) (answer, error) {
+	file, err := d.open()
+	if err != nil {
+		return unknown, err
+	}
+	var buffer [64]byte
+	return lookUp(func(key string) ([]byte, bool, error) { return file.Find([]byte(key), buffer[:0]) }, address)
+}
+
+// open opens the database, if it is not open.
+func (d *database) open() (*rules.CDBFile, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch now := d.now(); {
+	case d.closed:
+		return nil, errors.New("it is closed")
+	case d.file != nil:
+		return d.file, nil
+	case d.err != nil && now.Sub(d.looked) >= 0 && now.Sub(d.looked) < lookEvery:
+		return nil, d.err
+	default:
+		d.looked = now
+	}
+	d.file, d.err = rules.OpenCDBFile(d.path, rules.FileOptions{Now: d.now, Changed: func(err error) {
+		if err != nil {
+			d.log.Error("a database of recipients cannot be read; what was read before is in force", "file", d.path, "error", err)
+		}
+	}})
+	return d.file, d.err
+}
