@@ -179,6 +179,7 @@ func crimes() map[string]func(string) (string, error) {
 		},
 		"stop": func(string) (string, error) {
 			_, _, _ = syscall.Syscall(unix.SYS_TGKILL, uintptr(os.Getpid()), uintptr(os.Getpid()), uintptr(unix.SIGSTOP))
+			time.Sleep(time.Minute) // the signal may find another thread first
 			return "stopped", nil
 		},
 		"exit 0": func(string) (string, error) { os.Exit(0); return "", nil },

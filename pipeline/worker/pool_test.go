@@ -142,7 +142,7 @@ func TestSlow(t *testing.T) {
 			t.Errorf("%s: %v, want %v", job, err, ErrSlow)
 		}
 	}
-	b, err := p.Do(context.Background(), Request{Job: "overdue", Deadline: 2 * time.Second})
+	b, err := p.Do(context.Background(), Request{Job: "overdue", Deadline: 10 * time.Second})
 	if string(b) != "in time" {
 		t.Errorf("a job that heeds its context: %q, %v", b, err)
 	}
