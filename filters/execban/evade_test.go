@@ -53,7 +53,7 @@ func (c recipe) tricks() (all []string) {
 // cook makes the message.
 func (c recipe) cook(t testing.TB) string {
 	t.Helper()
-	r := rand.New(rand.NewPCG(c.seed, 12))
+	r := newRand(c.seed)
 	h := c.file
 	if c.container.make != nil {
 		ext := c.container.ext
@@ -266,3 +266,5 @@ func golden(t *testing.T, name, got string) {
 		t.Errorf("%s is not what it was; POSTERN_UPDATE=1 writes it anew", path)
 	}
 }
+
+func newRand(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 12)) }

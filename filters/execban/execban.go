@@ -102,7 +102,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"time"
 
 	"github.com/postern-mta/postern/filters/execban/archive"
@@ -167,6 +166,8 @@ const (
 	defaultBytes   = 512 << 20
 	defaultMember  = 128 << 20
 	defaultTime    = 15 * time.Second
+	// margin is how much longer a worker may take than its own clock allows.
+	margin = 5 * time.Second
 )
 
 func defaults() Options {
@@ -192,13 +193,13 @@ func Kind() pipeline.Kind {
 type Filter struct {
 	policy  *policy
 	request []byte
-	time    time.Duration
-	workers pipeline.Workers
-	log     *slog.Logger
+	// deadline is how long a worker may take.
+	deadline time.Duration
+	workers  pipeline.Workers
 }
 
-// New makes an execban filter. It uses the environment's Workers and Log;
-// without workers, every message is an error. Its errors say by a method Key
+// New makes an execban filter. It uses the environment's Workers; without
+// them, every message is an error. Its errors say by a method Key
 // which key they are about, "class[2].name".
 func New(env pipeline.Env, o Options) (*Filter, error) {
 	o.fill()
@@ -206,10 +207,7 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &Filter{policy: p, time: o.Time, workers: env.Workers, log: env.Log}
-	if f.log == nil {
-		f.log = slog.New(slog.DiscardHandler)
-	}
+	f := &Filter{policy: p, deadline: o.Time + margin, workers: env.Workers}
 	if f.request, err = r.encode(); err != nil {
 		return nil, err
 	}
@@ -255,9 +253,6 @@ func (f *Filter) Open(context.Context, *pipeline.Session) (pipeline.Instance, er
 // Close does nothing.
 func (f *Filter) Close() error { return nil }
 
-// margin is how much longer a worker may take than its own clock allows.
-const margin = 5 * time.Second
-
 // Message has a worker look at the message, and judges what that found.
 func (f *Filter) Message(ctx context.Context, tx *pipeline.Transaction, m message.Message) (pipeline.Verdict, error) {
 	if f.workers == nil {
@@ -265,7 +260,7 @@ func (f *Filter) Message(ctx context.Context, tx *pipeline.Transaction, m messag
 	}
 	var a *answer
 	_, err := f.workers.Do(ctx, worker.Request{
-		Job: Name, Args: f.request, Body: m.Reader(), Size: m.Size(), Deadline: f.time + margin,
+		Job: Name, Args: f.request, Body: m.Reader(), Size: m.Size(), Deadline: f.deadline,
 		Decode: func(b []byte) (err error) {
 			a, err = decode(b, f.policy.known)
 			return err
