@@ -10,7 +10,9 @@ import (
 	"github.com/postern-mta/postern/cmd/postern/config"
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/envelope"
+	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/reply"
+	"github.com/postern-mta/postern/queue"
 	"github.com/postern-mta/postern/queue/egress/smtp"
 )
 
@@ -21,9 +23,11 @@ import (
 // stored here; or it did not, and the client hears so, now or later. Copies that
 // filters made are queued when the host has taken the message, and if that
 // fails they are lost, with a line in the log: the message itself must not be
-// sent twice for them. A message that a filter holds back is queued, as ever.
+// sent twice for them. The chain "delivery" runs on what goes straight through,
+// too. A message that a filter holds back is queued, as ever.
 type cutThrough struct {
 	exit  *smtp.Exit
+	leave departure // with nobody to hold anything
 	route func(domain string) (config.Route, bool)
 	queue pipeline.Sink
 	log   *slog.Logger
@@ -54,6 +58,10 @@ func (s cutThrough) Submit(ctx context.Context, all []pipeline.Outgoing) (reply.
 		return s.queue.Submit(ctx, all)
 	}
 	answer, err := s.deliver(ctx, now[0])
+	if back := new(keptBack); errors.As(err, &back) && back.fate.Action == pipeline.Quarantine {
+		now[0].Hold = back.fate.Filter + ": " + back.fate.Reason
+		return s.queue.Submit(ctx, append(now, later...))
+	}
 	if err != nil || len(later) == 0 {
 		return answer, err
 	}
@@ -82,7 +90,16 @@ func (s cutThrough) cuts(o pipeline.Outgoing) bool {
 
 // deliver makes one attempt, whose answer is ours.
 func (s cutThrough) deliver(ctx context.Context, o pipeline.Outgoing) (reply.Reply, error) {
-	got := s.exit.Deliver(ctx, &smtp.Job{Domain: envelope.Domain(o.Envelope.Recipients[0].Address), Envelope: o.Envelope, Content: o.Message})
+	origin, err := o.Origin.Encode()
+	if err != nil {
+		return reply.Trouble, err
+	}
+	domain := envelope.Domain(o.Envelope.Recipients[0].Address)
+	prepare, release := preparing(domain, func(ctx context.Context, host string, form message.Form) (message.Message, error) {
+		return s.leave.prepare(ctx, &queue.Job{Domain: domain, Envelope: o.Envelope, Message: o.Message, Origin: origin}, host, form)
+	})
+	defer release()
+	got := s.exit.Deliver(ctx, &smtp.Job{Domain: domain, Envelope: o.Envelope, Content: o.Message, Prepare: prepare})
 	if len(got) != 1 {
 		return reply.Trouble, errors.New("no result")
 	}
@@ -91,7 +108,7 @@ func (s cutThrough) deliver(ctx context.Context, o pipeline.Outgoing) (reply.Rep
 	switch {
 	case r.Reply.Class == reply.Success:
 		return reply.OK, nil
-	case r.Reply.Class == reply.Permanent && r.Remote:
+	case r.Reply.Class == reply.Permanent && r.Remote, errors.As(r.Err, new(*keptBack)):
 		return r.Reply, reply.With(r.Reply, r.Err)
 	}
 	// What stands in the way between here and there is not the client's business.

@@ -19,7 +19,8 @@ import (
 type departure struct {
 	chains *pipeline.Generations
 	log    *slog.Logger
-	// hold holds a message that a filter wants to see held.
+	// hold holds a message that a filter wants to see held; nil where the message
+	// is not queued.
 	hold func(id store.ID, h store.Hold)
 }
 
@@ -49,11 +50,21 @@ func (d departure) prepare(ctx context.Context, j *queue.Job, host string, form 
 	}
 	m.Body().Release() //nolint:errcheck // the spool sweeps what is left behind
 	answer := fate.Reply
-	if fate.Action == pipeline.Quarantine {
+	if fate.Action == pipeline.Quarantine && d.hold != nil {
 		d.hold(j.ID, store.Hold{Reason: fate.Reason, Filter: fate.Filter, Since: time.Now()})
+	}
+	if fate.Action == pipeline.Quarantine {
 		answer = reply.Deferred
 	}
-	return message.Message{}, reply.With(answer, fmt.Errorf("filter %s: %s: %s", fate.Filter, fate.Action, fate.Reason))
+	return message.Message{}, reply.With(answer, &keptBack{fate})
+}
+
+// keptBack is the error of a message that a filter does not let leave.
+type keptBack struct{ fate pipeline.Fate }
+
+// Error names the filter and its reason.
+func (k *keptBack) Error() string {
+	return fmt.Sprintf("filter %s: %s: %s", k.fate.Filter, k.fate.Action, k.fate.Reason)
 }
 
 // ran lists the filters that ran, with what they said.

@@ -5,15 +5,19 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"testing"
-	"time"
 
+	"github.com/postern-mta/postern/cmd/postern/config"
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/envelope"
 	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/reply"
+	"github.com/postern-mta/postern/pipeline/resolve"
+	"github.com/postern-mta/postern/pipeline/smtp/smtptest"
 	"github.com/postern-mta/postern/queue"
+	"github.com/postern-mta/postern/queue/egress/smtp"
 	"github.com/postern-mta/postern/queue/store"
 )
 
@@ -85,5 +89,77 @@ func TestDeparture(t *testing.T) {
 	if _, err := (departure{chains: &none}).prepare(t.Context(), &queue.Job{}, "", message.UTF8); reply.Of(err).Class != reply.Temporary {
 		t.Error("without a configuration a message must wait, got", err)
 	}
-	_ = time.Now
+}
+
+// kept is a sink that remembers.
+type kept []pipeline.Outgoing
+
+func (k *kept) Submit(_ context.Context, all []pipeline.Outgoing) (reply.Reply, error) {
+	*k = append(*k, all...)
+	return reply.OK, nil
+}
+
+// The chain called delivery runs on what goes straight through as well, and its
+// answer is the client's.
+func TestDepartureStraightThrough(t *testing.T) {
+	for name, c := range map[string]struct {
+		verdict pipeline.Verdict
+		want    string
+		sent    bool
+		hold    string
+	}{
+		"signed":   {pipeline.Verdict{}, "250 2.0.0", true, ""},
+		"given up": {pipeline.Verdict{Action: pipeline.Reject}, "554 5.7.1", false, ""},
+		"put off":  {pipeline.Verdict{Action: pipeline.Defer}, "451 ", false, ""},
+		"held":     {pipeline.Verdict{Action: pipeline.Quarantine, Reason: "odd"}, "250 ", false, "leaver: odd"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inner := smtptest.New(t)
+			route := config.Route{Host: "127.0.0.1", Port: inner.AddrPort().Port(), CutThrough: true}
+			exit, err := smtp.New(smtp.Options{
+				Resolver: noDNS{}, Hello: "mx.example.org",
+				Routes: func(string) (string, uint16, bool) { return route.Host, route.Port, true },
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			chain, err := pipeline.NewChain("delivery", []pipeline.Step{{Name: "leaver", Filter: leaver{c.verdict}}}, pipeline.ChainOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var chains pipeline.Generations
+			if err := chains.Swap(pipeline.NewGeneration(1, chain)); err != nil {
+				t.Fatal(err)
+			}
+			m := message.FromString("Subject: x\n\nbody\n")
+			defer m.Body().Release()
+			var queued kept
+			log := slog.New(slog.DiscardHandler)
+			s := cutThrough{exit, departure{&chains, log, nil}, func(string) (config.Route, bool) { return route, true }, &queued, log}
+			answer, err := s.Submit(t.Context(), []pipeline.Outgoing{{
+				Envelope: envelope.To("a@example.net", "b@example.org"), Message: m, Origin: pipeline.Origin{Standing: "local"},
+			}})
+			if !strings.HasPrefix(answer.SMTP(), c.want) || (err == nil) != strings.HasPrefix(c.want, "250") {
+				t.Errorf("answer %q, %v", answer.SMTP(), err)
+			}
+			taken := inner.Messages()
+			if (len(taken) == 1) != c.sent || c.sent && !strings.HasPrefix(string(taken[0].Content), "X-Signed: example.org\n") {
+				t.Errorf("the inner server took %d", len(taken))
+			}
+			if (c.hold != "") != (len(queued) == 1) || c.hold != "" && queued[0].Hold != c.hold {
+				t.Errorf("queued %+v", queued)
+			}
+		})
+	}
+}
+
+// noDNS answers nothing.
+type noDNS struct{}
+
+func (noDNS) LookupMX(context.Context, string) (resolve.MX, error) {
+	return resolve.MX{}, errors.New("no DNS")
+}
+
+func (noDNS) LookupAddrs(context.Context, string) ([]netip.Addr, error) {
+	return nil, errors.New("no DNS")
 }

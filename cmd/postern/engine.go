@@ -40,6 +40,7 @@ type engine struct {
 	store  *pebble.Store
 	queue  *queue.Queue
 	remote *smtp.Exit
+	leave  departure
 }
 
 // queueDir is where the queue lives in the state directory.
@@ -96,6 +97,7 @@ func openStore(c *config.Config, log *slog.Logger) (*pebble.Store, error) {
 }
 
 func (e *engine) newQueue(c *config.Config, resolver *resolve.Resolver, chains *pipeline.Generations, log *slog.Logger) (*queue.Queue, error) {
+	e.leave = departure{chains, log, e.holdLater(log)}
 	var err error
 	if e.remote, err = smtp.New(smtp.Options{Resolver: resolver, Routes: e.route, Hello: c.Hostname, Self: e.isSelf, Log: log}); err != nil {
 		return nil, err
@@ -106,7 +108,7 @@ func (e *engine) newQueue(c *config.Config, resolver *resolve.Resolver, chains *
 	}
 	return queue.Open(queue.Options{
 		Store: e.store, Spool: e.store, Log: log, Now: time.Now, Host: c.Hostname, Route: e.channel,
-		Prepare:   departure{chains, log, e.holdLater(log)}.prepare,
+		Prepare:   e.leave.prepare,
 		SiteLimit: c.Queue.Domain, Lifetime: c.Queue.Lifetime,
 		Channels: []queue.Channel{
 			{Name: remoteChannel, Exit: remoteExit{e.remote}, Backoff: c.Queue.Backoff(), Limit: limit(c.Queue.Remote)},
@@ -201,19 +203,9 @@ type remoteExit struct{ exit *smtp.Exit }
 func (x remoteExit) Deliver(ctx context.Context, j *queue.Job) ([]queue.Result, schedule.Health) {
 	job := &smtp.Job{Domain: j.Domain, Envelope: j.Envelope, Content: j.Message}
 	if j.Prepare != nil {
-		var made []message.Message
-		defer func() {
-			for _, m := range made {
-				m.Body().Release() //nolint:errcheck // the spool sweeps what is left behind
-			}
-		}()
-		job.Prepare = func(ctx context.Context, can wire.Capabilities) (message.Message, error) {
-			m, err := j.Prepare(ctx, j.Domain, formFor(can))
-			if err == nil {
-				made = append(made, m)
-			}
-			return m, err
-		}
+		var release func()
+		job.Prepare, release = preparing(j.Domain, j.Prepare)
+		defer release()
 	}
 	got := x.exit.Deliver(ctx, job)
 	all := make([]queue.Result, len(got))
@@ -225,6 +217,24 @@ func (x remoteExit) Deliver(ctx context.Context, j *queue.Job) ([]queue.Result, 
 		}
 	}
 	return all, health
+}
+
+// preparing is a queue's Prepare as the SMTP exit calls it, and gives up what
+// it made.
+func preparing(domain string, prepare func(ctx context.Context, host string, form message.Form) (message.Message, error)) (f func(context.Context, wire.Capabilities) (message.Message, error), release func()) {
+	var made []message.Message
+	f = func(ctx context.Context, can wire.Capabilities) (message.Message, error) {
+		m, err := prepare(ctx, domain, formFor(can))
+		if err == nil {
+			made = append(made, m)
+		}
+		return m, err
+	}
+	return f, func() {
+		for _, m := range made {
+			m.Body().Release() //nolint:errcheck // the spool sweeps what is left behind
+		}
+	}
 }
 
 // formFor is the most that a server with these capabilities can carry.
