@@ -182,6 +182,9 @@ func (l *loader) checkAddress(listen *Listen, path string) {
 	listen.relay = l.sessionRule(path+".relay", listen.SMTP.Relay)
 	listen.transcript = l.sessionRule(path+".transcript", listen.Transcript)
 	l.checkSMTPNext(listen, path)
+	if listen.Service != "submission" && len(l.Domains) == 0 && l.MoreHosts == "" && listen.SMTP.Relay == "" && listen.TCPRules == "" && len(listen.Auth) == 0 {
+		l.warn(l.at(path), `[%s] takes mail for nobody: write domains = ["example.org"], or the domains into control/rcpthosts`, path)
+	}
 }
 
 func (l *loader) defaultService(listen *Listen, path string, port uint16) {
