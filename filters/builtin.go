@@ -3,11 +3,13 @@
 package filters
 
 import (
+	"github.com/postern-mta/postern/filters/clamav"
 	"github.com/postern-mta/postern/filters/dkim"
 	"github.com/postern-mta/postern/filters/dnsbl"
 	"github.com/postern-mta/postern/filters/execban"
 	"github.com/postern-mta/postern/filters/greylist"
 	"github.com/postern-mta/postern/filters/header"
+	"github.com/postern-mta/postern/filters/rcptcheck"
 	"github.com/postern-mta/postern/filters/rule"
 	"github.com/postern-mta/postern/filters/tap"
 	"github.com/postern-mta/postern/pipeline"
@@ -15,5 +17,5 @@ import (
 
 // Kinds are the built-in filters, in the order of their names.
 func Kinds() []pipeline.Kind {
-	return []pipeline.Kind{dkim.SignKind(), dkim.VerifyKind(), dnsbl.Kind(), execban.Kind(), greylist.Kind(), header.Kind(), rule.Kind(), tap.Kind()}
+	return []pipeline.Kind{clamav.Kind(), dkim.SignKind(), dkim.VerifyKind(), dnsbl.Kind(), execban.Kind(), greylist.Kind(), header.Kind(), rcptcheck.Kind(), rule.Kind(), tap.Kind()}
 }

@@ -38,12 +38,6 @@ func (o *Options) check() (wrong []error) {
 	if o.Programs < 0 || o.Programs > 1000 {
 		bad("programs", "%d: write 1 to 1000", o.Programs)
 	}
-	if o.SlowAfter < 0 {
-		bad("slow_after", "it must not be negative")
-	}
-	if o.Slow < 0 || o.Slow > maxSlow {
-		bad("slow", "%v: write 0 to %v", o.Slow, maxSlow)
-	}
 	switch {
 	case len(o.Checks) == 0:
 		wrong = append(wrong, errors.New("there is no check: add a table named check with list, file, cdb or program"))

@@ -55,9 +55,9 @@
 //
 // # Harvesters
 //
-// From the "slow_after"th unknown recipient of a session on, each further one is
-// answered after "slow"; our SMTP server hangs up after as many as its limits
-// say. Each is also a symbol, RCPT_UNKNOWN.
+// Our SMTP server answers a client slowly that has been refused a few times
+// ("tarpit"), and hangs up in the end. Each unknown recipient is also a symbol,
+// RCPT_UNKNOWN, which counts those of the session, for the log.
 //
 // # Errors
 //
@@ -99,9 +99,6 @@ type Options struct {
 	CacheSize int `toml:"cache_size" doc:"how many answers of programs are kept"`
 	// Programs is 20 if it is 0.
 	Programs int `toml:"programs" doc:"how many programs may run at the same time; others wait"`
-	// SlowAfter and Slow do nothing if either is 0.
-	SlowAfter int           `toml:"slow_after" doc:"after how many unknown recipients of a session each further one is answered slowly; 0: none is"`
-	Slow      time.Duration `toml:"slow" doc:"how long such an answer takes"`
 }
 
 // Check is one place to look recipients up. One of its first four fields is set.
@@ -122,17 +119,11 @@ const (
 	defaultInvalidFor = time.Minute
 	defaultCacheSize  = 10_000
 	defaultPrograms   = 20
-	defaultSlowAfter  = 5
-	defaultSlow       = 2 * time.Second
 	defaultWait       = 10 * time.Second
 
 	maxChecks = 50
 	maxList   = 100_000
 	maxCache  = 10_000_000
-	maxSlow   = 30 * time.Second
-	// maxSlowed bounds the slow answers of a session: our server hangs up long
-	// before, or its administrator means it well.
-	maxSlowed = 200
 )
 
 // unknownText is what a peer hears of an unknown recipient.
@@ -143,7 +134,7 @@ func Kind() pipeline.Kind {
 	return pipeline.Kind{Name: Name, New: func(env pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) {
 		o := Options{
 			Need: needAny, Action: reply.Reject.String(), ValidFor: defaultValidFor, InvalidFor: defaultInvalidFor,
-			CacheSize: defaultCacheSize, Programs: defaultPrograms, SlowAfter: defaultSlowAfter, Slow: defaultSlow,
+			CacheSize: defaultCacheSize, Programs: defaultPrograms,
 		}
 		if err := decode(&o); err != nil {
 			return nil, err
@@ -162,8 +153,6 @@ type Filter struct {
 	checks       []check
 	all, trusted bool
 	answer       pipeline.Verdict
-	slowAfter    int
-	slow         time.Duration
 	log          *slog.Logger
 }
 
@@ -195,7 +184,7 @@ type source interface {
 // errors say by a method Key which key they are about. Files and programs that
 // are missing are told to the log, and are errors when they are needed.
 func New(env pipeline.Env, o Options) (*Filter, error) {
-	f := &Filter{all: o.Need == needAll, trusted: o.Trusted, slowAfter: o.SlowAfter, slow: o.Slow, log: env.Log}
+	f := &Filter{all: o.Need == needAll, trusted: o.Trusted, log: env.Log}
 	if f.log == nil {
 		f.log = slog.New(slog.DiscardHandler)
 	}
@@ -296,23 +285,7 @@ func (i *instance) Recipient(ctx context.Context, tx *pipeline.Transaction, r en
 	v := f.answer
 	v.Reason = reason
 	v.Symbols = []pipeline.Symbol{{Name: Symbol, Detail: fmt.Sprintf("%d unknown recipients in this session", i.unknown)}}
-	if n := i.unknown - f.slowAfter; f.slowAfter > 0 && n > 0 && n <= maxSlowed && tx.Session.Protocol == "smtp" {
-		slowly(ctx, f.slow)
-	}
 	return v, nil
-}
-
-// slowly lets time pass, as much as there is.
-func slowly(ctx context.Context, d time.Duration) {
-	if end, ok := ctx.Deadline(); ok { // an answer too late would be an error
-		d = min(d, time.Until(end)/2)
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
 }
 
 // lookUp asks the checks, and says who has decided.

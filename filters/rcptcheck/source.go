@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"log/slog"
 	"os"
 	"strings"
@@ -48,23 +49,7 @@ func lookUp(find finder, address string) (answer, error) {
 	if strings.HasPrefix(address, colon) {
 		return unknown, nil // it would be taken for a key of the other layout
 	}
-	local, domain := envelope.Local(address), address[len(envelope.Local(address)):]
-	keys := []string{address, colon + address}
-	if n := strings.IndexAny(local, "-=+"); n >= 0 {
-		keys = append(keys, local[:n+1]+domain, colon+local[:n+1]+domain)
-	}
-	for rest, n := local, 0; n < maxBreaks; n++ {
-		k := strings.LastIndexByte(rest, '-')
-		if k < 0 {
-			break
-		}
-		rest = rest[:k]
-		keys = append(keys, rest+"-default"+domain)
-	}
-	if domain != "" {
-		keys = append(keys, domain, colon+domain)
-	}
-	for _, key := range keys {
+	for key := range keysOf(address) {
 		value, ok, err := find(key)
 		switch {
 		case err != nil:
@@ -77,6 +62,35 @@ func lookUp(find finder, address string) (answer, error) {
 		}
 	}
 	return unknown, nil
+}
+
+// keysOf are the keys that an address may be found under, in both layouts, the
+// nearest first.
+func keysOf(address string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		if !yield(address) || !yield(colon+address) {
+			return
+		}
+		local := envelope.Local(address)
+		domain := address[len(local):]
+		if n := strings.IndexAny(local, "-=+"); n >= 0 {
+			if key := local[:n+1] + domain; !yield(key) || !yield(colon+key) {
+				return
+			}
+		}
+		for rest, n := local, 0; n < maxBreaks; n++ {
+			k := strings.LastIndexByte(rest, '-')
+			if k < 0 {
+				break
+			}
+			if rest = rest[:k]; !yield(rest + "-default" + domain) {
+				return
+			}
+		}
+		if domain != "" && yield(domain) {
+			yield(colon + domain)
+		}
+	}
 }
 
 // list is a set of entries in memory.
