@@ -178,8 +178,10 @@ func (a *change) bodies(ctx context.Context) error {
 	if !files {
 		return nil
 	}
-	if err := errors.Join(a.s.bodies.sync(), a.s.spool.sync()); err != nil {
-		a.s.die(fmt.Errorf("flushing a directory of %s: %w", a.s.o.Dir, err))
+	// Of the directory that a body leaves nothing is promised: a crash may bring
+	// its name back, and the next Open removes that.
+	if err := a.s.bodies.sync(); err != nil {
+		a.s.die(fmt.Errorf("flushing the directory %s: %w", a.s.path(bodiesDir), err))
 	}
 	return nil
 }

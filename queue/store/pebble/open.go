@@ -62,18 +62,13 @@ func (s *Store) open() (err error) {
 		if s.db != nil {
 			err = errors.Join(err, s.db.Close())
 		}
-		for _, d := range [...]*directory{s.bodies, s.spool.directory} {
-			if d != nil {
-				d.file.Close()
-			}
+		if s.bodies != nil {
+			s.bodies.file.Close()
 		}
 		s.unlock() //nolint:errcheck // the error is err
 	}()
 	s.writeHolder()
 	if s.bodies, err = openDirectory(s.fs, s.path(bodiesDir)); err != nil {
-		return err
-	}
-	if s.spool.directory, err = openDirectory(s.fs, s.path(spoolDir)); err != nil {
 		return err
 	}
 	if err := s.sweepSpool(); err != nil {

@@ -24,7 +24,6 @@ const spoolSuffix = ".spool"
 
 // spool is the directory of bodies that are being received.
 type spool struct {
-	*directory
 	seq  atomic.Uint64
 	open sync.Map // name -> *spoolFile: those made here and not yet closed
 }
@@ -148,8 +147,10 @@ func ignoreMissing(err error) error {
 
 var errTaken = errors.New("the spool file was taken before")
 
-// take flushes the file and moves it to the bodies as that of id. Neither move
-// is on stable storage before both directories are flushed.
+// take moves the file to the bodies as that of id, and flushes it there. The
+// move is not on stable storage before the directory bodies/ is flushed; but
+// where there is a journal it goes with the flush of the file, so that the
+// directory's finds nothing left to be written.
 func (f *spoolFile) take(id store.ID) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -161,14 +162,14 @@ func (f *spoolFile) take(id store.ID) error {
 	case f.state == broken:
 		return fmt.Errorf("%s: an earlier flush of this file failed", f.s.path(spoolDir, f.name))
 	}
-	if err := f.Sync(); err != nil {
-		f.state = broken
-		return fmt.Errorf("flushing %s: %w", f.s.path(spoolDir, f.name), err)
-	}
 	if err := f.s.fs.Rename(f.s.path(spoolDir, f.name), f.s.bodyPath(id)); err != nil {
 		return err
 	}
 	f.state = taken
+	if err := f.Sync(); err != nil {
+		f.back(id, broken)
+		return fmt.Errorf("flushing %s: %w", f.s.path(spoolDir, f.name), err)
+	}
 	return nil
 }
 
@@ -176,11 +177,16 @@ func (f *spoolFile) take(id store.ID) error {
 func (f *spoolFile) giveBack(id store.ID) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.back(id, filling)
+}
+
+// back moves the file to where it was, for its owner to remove.
+func (f *spoolFile) back(id store.ID, state fileState) {
 	if err := f.s.fs.Rename(f.s.bodyPath(id), f.s.path(spoolDir, f.name)); err != nil {
 		f.s.unlink(id)
 		return
 	}
-	f.state = filling
+	f.state = state
 	if f.closed {
 		f.s.Remove(f.name) //nolint:errcheck // the next Open sweeps the spool
 	}

@@ -21,10 +21,10 @@
 // # Commit
 //
 // The commit of a batch is the flush of the database's log. A large body is
-// flushed in the spool and renamed into bodies/ before that, both directories
-// flushed; a body is removed after the batch that removes its last message is
-// flushed. What a crash leaves behind is a spool file, or a file in bodies/
-// that no record names: both are removed by the next Open.
+// renamed from the spool into bodies/ before that, and it and the directory
+// bodies/ are flushed; a body is removed after the batch that removes its last
+// message is flushed. What a crash leaves behind is a spool file, or a file in
+// bodies/ that no record names: both are removed by the next Open.
 package pebble
 
 import (
@@ -113,7 +113,7 @@ func (s *Store) Close() error {
 	s.keeper.Wait()
 	s.users.Wait()
 	s.closeIDs()
-	return errors.Join(s.db.Close(), s.bodies.file.Close(), s.spool.file.Close(), s.unlock())
+	return errors.Join(s.db.Close(), s.bodies.file.Close(), s.unlock())
 }
 
 func (s *Store) unlock() error {
