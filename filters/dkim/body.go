@@ -16,8 +16,10 @@ var errBlank = errors.New("too many blank lines within the body")
 const (
 	// chunk is how much of a body is read at once, in bytes.
 	chunk = 64 << 10
-	// maxBlank bounds a run of blank lines within a body, in bytes.
-	maxBlank = 1 << 20
+	// maxBlank bounds a run of blank lines within a body, in bytes. Under
+	// "simple" the library passes over it for each 4 KiB that follow.
+	maxBlank       = 1 << 20
+	maxBlankSimple = 16 << 10
 )
 
 // feed gives go-msgauth a head and the body that belongs to it, so that it can
@@ -25,7 +27,7 @@ const (
 // memory, and passes over it anew for each piece of a body under "simple": 10
 // MiB of line ends take it seconds and twice the memory. So blank lines at the
 // end, of which canonicalisation leaves one line end (RFC 6376 §3.4.3, §3.4.4),
-// come as one, and a run of more than maxBlank within is errBlank. A feed is
+// come as one, and a run of more than room within is errBlank. A feed is
 // read once.
 type feed struct {
 	ctx  context.Context
@@ -34,14 +36,15 @@ type feed struct {
 	// void are the bytes of lines that count as blank.
 	void string
 	held []byte
+	room int  // of held
 	full bool // held could not hold all
 	err  error
 }
 
 func newFeed(ctx context.Context, head string, body *message.Body, canonicalization string) *feed {
-	f := &feed{ctx: ctx, head: strings.NewReader(head), body: body, void: "\r\n"}
+	f := &feed{ctx: ctx, head: strings.NewReader(head), body: body, void: "\r\n", room: maxBlankSimple}
 	if canonicalization == relaxed {
-		f.void = " \t\r\n"
+		f.void, f.room = " \t\r\n", maxBlank
 	}
 	return f
 }
@@ -122,8 +125,7 @@ func (f *feed) pass(w io.Writer, p []byte) error {
 		}
 	}
 	p = p[len(text):]
-	room := maxBlank - len(f.held)
-	if len(p) > room {
+	if room := f.room - len(f.held); len(p) > room {
 		f.full, p = true, p[:room]
 	}
 	f.held = append(f.held, p...)

@@ -23,8 +23,10 @@
 // signature is a forgery. "policy" is one that may be genuine and that we do not
 // take: one with l=, which leaves part of the body to anybody; one that has
 // expired or is from the future; one by a key below 1024 bits; one that leaves
-// out a From field that the message has. "neutral" makes no sense, "permerror"
-// has no key that does (none, a revoked one, one of another kind), and for
+// out a From field that the message has. "neutral" makes no sense or cannot be
+// judged (a header of more than a mebibyte; thousands of blank lines in one
+// place), "permerror" has no key that does (none, a revoked one, one of another
+// kind) or is by a historic algorithm, and for
 // "temperror" the DNS could not tell. A message without signatures is "none".
 // Only "pass" proves anything.
 //
@@ -60,7 +62,8 @@
 // signature of the same key which holds is not signed again.
 //
 // The domain is the first of these for which there is a key, itself or a domain
-// above it that belongs to the same owner:
+// above it that belongs to the same owner (the name that is registered, or one
+// below it):
 //
 //   - that of From, if it is aligned with the envelope sender, or the envelope
 //     sender is empty ("from" in choose)
@@ -69,7 +72,8 @@
 //
 // A site whose users may not write under each other's domains says choose =
 // ["user"]. Mail for whose domain there is no key leaves unsigned, as does mail
-// without exactly one From field.
+// without exactly one From field, and a body with thousands of blank lines in
+// one place.
 //
 // # Keys
 //

@@ -43,12 +43,12 @@ const letter = "From: Joe <joe@example.org>\nTo: sue@example.net\nSubject: hello
 // What becomes of mail by its results.
 func TestPolicy(t *testing.T) {
 	z := zone{}
-	k := Key{"example.org", "sel", testKey(t, 0)}
+	k := Key{Domain: "example.org", Selector: "sel", Signer: testKey(t, 0)}
 	z.publish(t, k)
-	testing := Key{"testing.example", "sel", testKey(t, 0)}
+	testing := Key{Domain: "testing.example", Selector: "sel", Signer: testKey(t, 0)}
 	z.publish(t, testing)
 	z[testing.Query()][0] += "; t=y"
-	away := Key{"example.org", "away", testKey(t, 0)}
+	away := Key{Domain: "example.org", Selector: "away", Signer: testKey(t, 0)}
 	z[away.Query()] = []string{"TEMPFAIL"}
 	good := signed(t, &Signer{}, k, letter)
 	bad := strings.Replace(good, "Hello.", "Hullo.", 1)
@@ -119,7 +119,7 @@ func TestPolicy(t *testing.T) {
 
 // Results of the filters before are in the field, and ours for those after.
 func TestResultsAreShared(t *testing.T) {
-	z, k := zone{}, Key{"example.org", "sel", testKey(t, 0)}
+	z, k := zone{}, Key{Domain: "example.org", Selector: "sel", Signer: testKey(t, 0)}
 	z.publish(t, k)
 	f, err := NewVerifyFilter(pipeline.Env{Resolver: resolver{zone: z}}, VerifyOptions{AuthservID: "mx.example.org"})
 	if err != nil {
@@ -144,7 +144,7 @@ func TestSlowDNS(t *testing.T) {
 	z := zone{}
 	text := letter
 	for _, s := range []string{"a", "b", "c", "d", "e"} {
-		k := Key{"example.org", s, testKey(t, 0)}
+		k := Key{Domain: "example.org", Selector: s, Signer: testKey(t, 0)}
 		z.publish(t, k)
 		text = signed(t, &Signer{}, k, text)
 	}
@@ -186,7 +186,7 @@ type signRig struct {
 
 func newSignRig(t *testing.T) *signRig {
 	r := &signRig{dir: t.TempDir(), log: &strings.Builder{}, zone: zone{}}
-	for _, k := range []Key{{"example.org", "sel", testKey(t, 1024)}, {"example.net", "ed", testKey(t, 0)}} {
+	for _, k := range []Key{{Domain: "example.org", Selector: "sel", Signer: testKey(t, 1024)}, {Domain: "example.net", Selector: "ed", Signer: testKey(t, 0)}} {
 		writeKey(t, filepath.Join(r.dir, k.Domain, k.Selector+".pem"), k.Signer)
 		r.zone.publish(t, k)
 	}
@@ -328,7 +328,7 @@ func TestOneOperation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.keys.parsed[path] = parsedKey{stampOf(info), countingKey{testKey(t, 1024), &n}}
+	f.keys.parsed[path] = parsedKey{stampOf(info), countingKey{testKey(t, 1024), &n}, "counted"}
 	m := message.FromString(letter)
 	var wg sync.WaitGroup
 	for range 8 {
@@ -388,8 +388,8 @@ func TestKeysChange(t *testing.T) {
 	}
 	count(1)
 	writeKey(t, path, testKey(t, 2048))
-	r.zone.publish(t, Key{"example.org", "sel", testKey(t, 2048)})
-	r.zone.publish(t, Key{"example.org", "ed", testKey(t, 0)})
+	r.zone.publish(t, Key{Domain: "example.org", Selector: "sel", Signer: testKey(t, 2048)})
+	r.zone.publish(t, Key{Domain: "example.org", Selector: "ed", Signer: testKey(t, 0)})
 	out, _, err := sign(t, f, d, letter)
 	if err != nil {
 		t.Fatal(err)
@@ -436,8 +436,8 @@ func TestQmailKeys(t *testing.T) {
 	r := newSignRig(t)
 	f := r.filter(t, func(o *SignOptions) { o.Keys = []string{dir + "/%/default", dir + "/%/ed2026"} })
 	z := zone{}
-	z.publish(t, Key{"example.org", "default", testKey(t, 1024)})
-	z.publish(t, Key{"example.org", "ed2026", testKey(t, 0)})
+	z.publish(t, Key{Domain: "example.org", Selector: "default", Signer: testKey(t, 1024)})
+	z.publish(t, Key{Domain: "example.org", Selector: "ed2026", Signer: testKey(t, 0)})
 	out, reason, err := sign(t, f, delivery(pipeline.Local, "", "a@sub.example.org"), "From: a@sub.example.org\n\nb\n")
 	if err != nil {
 		t.Fatal(err)

@@ -19,6 +19,8 @@ type Key struct {
 	Domain, Selector string
 	// Signer is an *rsa.PrivateKey or an ed25519.PrivateKey.
 	Signer crypto.Signer
+	// print is the key's fingerprint, "" if nobody took it.
+	print string
 }
 
 // NewKey is a key of a domain, whose names it checks and makes as the DNS has
@@ -32,7 +34,7 @@ func NewKey(domain, selector string, signer crypto.Signer) (Key, error) {
 	if !ok || len(s)+len(middle)+len(d) > maxName {
 		return Key{}, fmt.Errorf("%q is no selector", reply.Clean(selector, 80))
 	}
-	return Key{d, s, signer}, nil
+	return Key{Domain: d, Selector: s, Signer: signer}, nil
 }
 
 // Algorithm is the word of a=.

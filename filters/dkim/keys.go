@@ -2,6 +2,8 @@ package dkim
 
 import (
 	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/net/publicsuffix"
 )
@@ -32,13 +35,21 @@ type Keys struct {
 	places    []string
 	selectors []string
 
-	mu     sync.Mutex
-	parsed map[string]parsedKey
+	mu      sync.Mutex
+	parsed  map[string]parsedKey
+	folders map[string]folder
 }
 
 type parsedKey struct {
 	stamp  stamp
 	signer crypto.Signer
+	// print tells the key from others.
+	print string
+}
+
+type folder struct {
+	stamp stamp
+	names []string // sorted
 }
 
 // stamp tells whether a file is the one that was read.
@@ -47,6 +58,12 @@ type stamp struct {
 	size          int64
 	changed, made syscall.Timespec
 }
+
+// settling is how long after a change of a file another one might leave the
+// same stamp: file systems count in ticks. Until then it is read each time.
+const settling = time.Second
+
+func (s stamp) settled() bool { return time.Since(time.Unix(s.changed.Unix())) > settling }
 
 func stampOf(info fs.FileInfo) stamp {
 	s := stamp{size: info.Size()}
@@ -75,7 +92,7 @@ func (e *KeyFileError) Unwrap() error { return e.Err }
 // or a pattern of qmail-dk with a % for the domain. selectors, if there are
 // any, are the only ones used of a folder. Nothing is read before it is needed.
 func NewKeys(places, selectors []string) (*Keys, error) {
-	k := &Keys{parsed: map[string]parsedKey{}}
+	k := &Keys{parsed: map[string]parsedKey{}, folders: map[string]folder{}}
 	for i, p := range places {
 		if !filepath.IsAbs(p) {
 			return nil, keyError{fmt.Sprintf("keys[%d]", i), fmt.Errorf("%q is no absolute path", p)}
@@ -131,13 +148,13 @@ func (k *Keys) of(domain string) ([]Key, error) {
 			return nil, err
 		}
 		for _, path := range paths {
-			signer, err := k.load(path)
+			parsed, err := k.load(path)
 			switch {
 			case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
 			case err != nil:
 				return nil, &KeyFileError{domain, path, err}
 			case len(all) < maxSelectors:
-				all = append(all, Key{domain, selectorOf(path), signer})
+				all = append(all, Key{domain, selectorOf(path), parsed.signer, parsed.print})
 			}
 		}
 	}
@@ -153,76 +170,107 @@ func (k *Keys) paths(place, domain string) ([]string, error) {
 	if strings.Contains(place, "%") {
 		return []string{strings.ReplaceAll(place, "%", domain)}, nil
 	}
-	folder := filepath.Join(place, domain)
+	dir := filepath.Join(place, domain)
 	var paths []string
 	if len(k.selectors) > 0 {
 		for _, s := range k.selectors {
-			paths = append(paths, filepath.Join(folder, s+keySuffix))
+			paths = append(paths, filepath.Join(dir, s+keySuffix))
 		}
 		return paths, nil
 	}
-	names, err := readNames(folder)
+	names, err := k.names(dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
 		return nil, nil
 	case err != nil:
-		return nil, &KeyFileError{domain, folder, err}
+		return nil, &KeyFileError{domain, dir, err}
 	}
-	slices.Sort(names)
 	for _, n := range names {
-		if s, ok := strings.CutSuffix(n, keySuffix); ok {
-			if _, ok := asciiName(s); ok {
-				paths = append(paths, filepath.Join(folder, n))
-			}
-		}
+		paths = append(paths, filepath.Join(dir, n))
 	}
 	return paths, nil
 }
 
-func readNames(folder string) ([]string, error) {
-	f, err := os.Open(folder)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	names, err := f.Readdirnames(maxFiles)
-	if errors.Is(err, io.EOF) {
-		err = nil
-	}
-	return names, err
-}
-
-// load is the key in a file. Only a file that has changed is read.
-func (k *Keys) load(path string) (crypto.Signer, error) {
+// names are the files of keys in a folder. It is read when it has changed.
+func (k *Keys) names(path string) ([]string, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, err
 	}
 	s := stampOf(info)
 	k.mu.Lock()
+	known, ok := k.folders[path]
+	k.mu.Unlock()
+	if ok && known.stamp == s {
+		return known.names, nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(maxFiles)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	names = slices.DeleteFunc(names, func(n string) bool {
+		selector, is := strings.CutSuffix(n, keySuffix)
+		_, ok := asciiName(selector)
+		return !is || !ok
+	})
+	slices.Sort(names)
+	if s.settled() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if len(k.folders) >= maxCachedKeys {
+			clear(k.folders)
+		}
+		k.folders[path] = folder{s, names}
+	}
+	return names, nil
+}
+
+// load is the key in a file. Only a file that has changed is read.
+func (k *Keys) load(path string) (parsedKey, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return parsedKey{}, err
+	}
+	s := stampOf(info)
+	k.mu.Lock()
 	known, ok := k.parsed[path]
 	k.mu.Unlock()
 	if ok && known.stamp == s {
-		return known.signer, nil
+		return known, nil
 	}
 	if !info.Mode().IsRegular() {
-		return nil, errors.New("it is no file")
+		return parsedKey{}, errors.New("it is no file")
 	}
 	content, s, err := readKey(path)
 	if err != nil {
-		return nil, err
+		return parsedKey{}, err
 	}
 	signer, err := ParseKey(content)
 	if err != nil {
-		return nil, err
+		return parsedKey{}, err
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if len(k.parsed) >= maxCachedKeys {
-		clear(k.parsed)
+	p := parsedKey{s, signer, fingerprint(signer.Public())}
+	if s.settled() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if len(k.parsed) >= maxCachedKeys {
+			clear(k.parsed)
+		}
+		k.parsed[path] = p
 	}
-	k.parsed[path] = parsedKey{s, signer}
-	return signer, nil
+	return p, nil
+}
+
+// fingerprint tells keys apart.
+func fingerprint(k crypto.PublicKey) string {
+	b, _ := x509.MarshalPKIXPublicKey(k) // of RSA and Ed25519 it cannot fail
+	sum := sha256.Sum256(b)
+	return string(sum[:])
 }
 
 // readKey reads a key's file, with the stamp of what was read.

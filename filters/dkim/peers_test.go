@@ -107,7 +107,7 @@ func (r *rig) signAll(t *testing.T) []sample {
 					continue
 				}
 				header, body, _ := strings.Cut(form, "/")
-				out := signed(t, &Signer{HeaderForm: header, BodyForm: body}, Key{"example.org", k.selector, r.keys[k.selector]}, text)
+				out := signed(t, &Signer{HeaderForm: header, BodyForm: body}, Key{Domain: "example.org", Selector: k.selector, Signer: r.keys[k.selector]}, text)
 				s := sample{fmt.Sprintf("m%03d", len(all)), shape, k.selector, form}
 				r.write(t, s.file, out)
 				all = append(all, s)
@@ -116,8 +116,8 @@ func (r *rig) signAll(t *testing.T) []sample {
 		if len(text) > 1<<20 {
 			continue
 		}
-		out := signed(t, &Signer{}, Key{"example.org", "ed", r.keys["ed"]}, text)
-		out = signed(t, &Signer{}, Key{"example.org", "rsa2048", r.keys["rsa2048"]}, out)
+		out := signed(t, &Signer{}, Key{Domain: "example.org", Selector: "ed", Signer: r.keys["ed"]}, text)
+		out = signed(t, &Signer{}, Key{Domain: "example.org", Selector: "rsa2048", Signer: r.keys["rsa2048"]}, out)
 		s := sample{fmt.Sprintf("m%03d", len(all)), shape, "both", "relaxed/relaxed"}
 		r.write(t, s.file, out)
 		all = append(all, s)
@@ -214,7 +214,7 @@ func TestPeersSign(t *testing.T) {
 	r := newRig(t)
 	z := zone{}
 	for selector, key := range r.keys {
-		z.publish(t, Key{"example.org", selector, key})
+		z.publish(t, Key{Domain: "example.org", Selector: selector, Signer: key})
 	}
 	for _, peer := range []struct {
 		name string

@@ -3,7 +3,6 @@ package dkim
 import (
 	"context"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -320,6 +319,9 @@ func digest(d *pipeline.Delivery, m message.Message) []byte {
 
 // cacheKey is for a message and a key.
 func cacheKey(content []byte, k Key) [sha256.Size]byte {
-	public, _ := x509.MarshalPKIXPublicKey(k.Signer.Public()) // of RSA and Ed25519 it cannot fail
-	return sha256.Sum256(slices.Concat(content, []byte(k.Domain+"\n"+k.Selector+"\n"), public))
+	print := k.print
+	if print == "" {
+		print = fingerprint(k.Signer.Public())
+	}
+	return sha256.Sum256(slices.Concat(content, []byte(k.Domain+"\n"+k.Selector+"\n"+print)))
 }

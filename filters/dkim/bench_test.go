@@ -1,0 +1,216 @@
+package dkim
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	msgauth "github.com/emersion/go-msgauth/dkim"
+
+	"github.com/postern-mta/postern/pipeline"
+	"github.com/postern-mta/postern/pipeline/message"
+)
+
+// sizes are those of bodies in bytes; a body above message.InMemory is in a
+// file, as the daemon has it.
+var sizes = []struct {
+	name  string
+	bytes int
+}{{"4K", 4 << 10}, {"100K", 100 << 10}, {"10M", 10 << 20}}
+
+const benchHead = "Received: from a (b [192.0.2.1]) by c with ESMTPS; Mon, 2 Nov 2026 10:00:00 +0000\nSubject: hello\nFrom: a@example.org\n" +
+	"To: r@example.net\nDate: Mon, 2 Nov 2026 10:00:00 +0000\nMessage-ID: <1@example.org>\nMIME-Version: 1.0\nContent-Type: text/plain\n\n"
+
+func benchText(size int) string {
+	const line = "All work and no play makes Jack a dull boy, they say of him.\n"
+	return benchHead + strings.Repeat(line, size/len(line))
+}
+
+// benchMessage is a message as the daemon has it.
+func benchMessage(b *testing.B, text string) message.Message {
+	b.Helper()
+	spool, err := message.OpenDirectory(b.TempDir())
+	if err != nil {
+		b.Fatal(err)
+	}
+	m, err := message.Read(strings.NewReader(text), message.Options{Spool: spool})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { m.Body().Release() }) //nolint:errcheck // the folder goes
+	return m
+}
+
+// ratio measures a floor as often as the operation and reports how many times
+// its time the operation took.
+func ratio(b *testing.B, name string, floor func()) {
+	b.Helper()
+	each := b.Elapsed() / time.Duration(b.N)
+	b.StopTimer()
+	start := time.Now()
+	for range b.N {
+		floor()
+	}
+	if least := time.Since(start) / time.Duration(b.N); least > 0 {
+		b.ReportMetric(float64(each)/float64(least), "x-"+name)
+	}
+}
+
+var benchKeys = []struct {
+	name string
+	bits int
+}{{"rsa2048", 2048}, {"ed25519", 0}}
+
+// BenchmarkSign signs, relaxed/relaxed. The floors are go-msgauth on the same
+// bytes in memory with the same fields, whose target is 1.2, and the key's
+// operation alone.
+func BenchmarkSign(b *testing.B) {
+	for _, k := range benchKeys {
+		for _, size := range sizes {
+			b.Run(k.name+"/"+size.name, func(b *testing.B) {
+				key := Key{Domain: "example.org", Selector: "sel", Signer: testKey(b, k.bits)}
+				text := benchText(size.bytes)
+				m := benchMessage(b, text)
+				s := &Signer{}
+				_, names := s.covered(m.Head())
+				o := &msgauth.SignOptions{
+					Domain: "example.org", Selector: "sel", Signer: key.Signer, HeaderKeys: names,
+					HeaderCanonicalization: relaxed, BodyCanonicalization: relaxed,
+				}
+				b.SetBytes(int64(len(text)))
+				b.ReportAllocs()
+				for b.Loop() {
+					if _, err := s.Sign(context.Background(), m, key); err != nil {
+						b.Fatal(err)
+					}
+				}
+				ratio(b, "msgauth", func() {
+					signer, err := msgauth.NewSigner(o)
+					if err != nil {
+						b.Fatal(err)
+					}
+					if _, err := io.Copy(signer, strings.NewReader(text)); err != nil {
+						b.Fatal(err)
+					}
+					if err := signer.Close(); err != nil {
+						b.Fatal(err)
+					}
+				})
+				ratio(b, "key", func() { signRaw(b, key.Signer) })
+			})
+		}
+	}
+}
+
+func signRaw(b *testing.B, k crypto.Signer) []byte {
+	digest := sha256.Sum256([]byte("x"))
+	var o crypto.SignerOpts = crypto.SHA256
+	if _, ok := k.(ed25519.PrivateKey); ok {
+		o = crypto.Hash(0)
+	}
+	value, err := k.Sign(rand.Reader, digest[:], o)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return value
+}
+
+// BenchmarkVerify verifies, beside the same floors.
+func BenchmarkVerify(b *testing.B) {
+	for _, k := range benchKeys {
+		for _, size := range sizes {
+			b.Run(k.name+"/"+size.name, func(b *testing.B) {
+				z, key := zone{}, Key{Domain: "example.org", Selector: "sel", Signer: testKey(b, k.bits)}
+				z.publish(b, key)
+				text := signed(b, &Signer{}, key, benchText(size.bytes))
+				m := benchMessage(b, text)
+				v := &Verifier{Look: z.look}
+				b.SetBytes(int64(len(text)))
+				b.ReportAllocs()
+				for b.Loop() {
+					results, _, err := v.Verify(context.Background(), m)
+					if err != nil || len(results) != 1 || results[0].Result != Pass {
+						b.Fatal(results, err)
+					}
+				}
+				o := &msgauth.VerifyOptions{LookupTXT: func(name string) ([]string, error) { return z.look(context.Background(), name) }}
+				ratio(b, "msgauth", func() {
+					all, err := msgauth.VerifyWithOptions(strings.NewReader(text), o)
+					if err != nil || len(all) != 1 || all[0].Err != nil {
+						b.Fatal(all, err)
+					}
+				})
+				value := signRaw(b, key.Signer)
+				ratio(b, "key", func() { verifyRaw(b, key.Signer.Public(), value) })
+			})
+		}
+	}
+}
+
+func verifyRaw(b *testing.B, k crypto.PublicKey, value []byte) {
+	digest := sha256.Sum256([]byte("x"))
+	ok := false
+	switch k := k.(type) {
+	case *rsa.PublicKey:
+		ok = rsa.VerifyPKCS1v15(k, crypto.SHA256, digest[:], value) == nil
+	case ed25519.PublicKey:
+		ok = ed25519.Verify(k, digest[:], value)
+	}
+	if !ok {
+		b.Fatal("it does not verify")
+	}
+}
+
+// BenchmarkThousandRecipients is the filter for a message of 4 KiB that goes to
+// a thousand recipients one by one, with an RSA key. The floor is one RSA
+// operation.
+func BenchmarkThousandRecipients(b *testing.B) {
+	dir := b.TempDir()
+	key := testKey(b, 2048)
+	writeKey(b, filepath.Join(dir, "example.org", "sel.pem"), key)
+	o := DefaultSignOptions()
+	o.Keys = []string{dir}
+	f, err := NewSignFilter(pipeline.Env{Log: slog.New(slog.DiscardHandler)}, o)
+	if err != nil {
+		b.Fatal(err)
+	}
+	m := benchMessage(b, benchText(4<<10))
+	d := delivery(pipeline.Local, "", "a@example.org")
+	n := 0
+	b.ReportAllocs()
+	for b.Loop() {
+		n++
+		d.ID = fmt.Sprint(n)
+		for range 1000 {
+			if v, err := f.Deliver(context.Background(), &d, m); err != nil || len(v.Edits) != 1 {
+				b.Fatal(v, err)
+			}
+		}
+	}
+	ratio(b, "rsa", func() { signRaw(b, key) })
+}
+
+// BenchmarkForged looks for forged results among two hundred fields.
+func BenchmarkForged(b *testing.B) {
+	h, _ := message.ParseHead(strings.Repeat("Received: from a by b\nAuthentication-Results: other.example 1; dkim=pass header.d=x\n", 100) + "\n")
+	ids := []string{"mx.example.org"}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, n := forged(h, ids); n != 0 {
+			b.Fatal(n)
+		}
+	}
+	text := []byte(h.String())
+	ratio(b, "scan", func() { bytes.Count(text, []byte("mx.example.org")) })
+}
