@@ -69,7 +69,7 @@ func (d *daemon) equipSMTP(c *config.Config, l *config.Listen, listener socket, 
 		GreetPause: l.GreetPause, Tarpit: l.Tarpit, Exempt: config.Prefixes(l.Exempt), Proxies: config.Prefixes(l.Proxy), XClient: config.Prefixes(l.XClient),
 		Limits: smtp.Limits{
 			Sessions: l.Connections, Message: c.Limits.Message, Recipients: min(l.MaxRcpts, c.Limits.Recipients),
-			Head: int(c.Limits.Head), Fields: c.Limits.Fields, Messages: l.MaxMails, BadCommands: l.Errors,
+			Head: int(c.Limits.Head), Fields: c.Limits.Fields, Messages: orNone(l.MaxMails), BadCommands: l.Errors,
 		},
 		Timeouts:   smtp.Timeouts{Command: l.Timeout, Data: l.Timeout, Transaction: l.Transaction, Judge: d.judge(c, l)},
 		Transcript: d.transcripts(c, l), Ident: d.ident,
@@ -160,6 +160,15 @@ func (m moreHosts) Has(key string) (bool, error) {
 		return more.Has(key)
 	}
 	return false, nil
+}
+
+// orNone is a limit as the server takes it, where 0 is the default and less than
+// that is no limit; in the configuration 0 is none.
+func orNone(n int) int {
+	if n == 0 {
+		return -1
+	}
+	return n
 }
 
 // ident names a session of any SMTP entrance: by the time, and by a number that

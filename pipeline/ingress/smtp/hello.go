@@ -104,8 +104,10 @@ func (n *session) capabilities(b []byte) []byte {
 	b = strconv.AppendInt(b, n.limit, 10)
 	b = append(b, "\r\n250-LIMITS RCPTMAX="...)
 	b = strconv.AppendInt(b, int64(o.Limits.Recipients), 10)
-	b = append(b, " MAILMAX="...)
-	b = strconv.AppendInt(b, int64(o.Limits.Messages), 10)
+	if o.Limits.Messages >= 0 {
+		b = append(b, " MAILMAX="...)
+		b = strconv.AppendInt(b, int64(o.Limits.Messages), 10)
+	}
 	return append(b, "\r\n250 ENHANCEDSTATUSCODES\r\n"...)
 }
 

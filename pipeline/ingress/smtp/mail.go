@@ -37,7 +37,7 @@ func (n *session) mail(args []byte) {
 	case o.Service == Submission && n.facts.Standing == pipeline.Stranger:
 		n.bad(needsLogin)
 		return
-	case n.count >= o.Limits.Messages:
+	case o.Limits.Messages >= 0 && n.count >= o.Limits.Messages:
 		n.hangUp("too many messages", tooManyMails)
 		return
 	}

@@ -145,7 +145,8 @@ type Limits struct {
 	// Head and Fields bound a message's head in bytes and fields; package message
 	// has the defaults.
 	Head, Fields int
-	// Messages is how many transactions a session may begin (1000).
+	// Messages is how many transactions a session may begin (1000); below 0 is no
+	// limit.
 	Messages int
 	// BadCommands is how many commands may be refused for their form, their
 	// order or their name (10), Idle how many may be given between messages that
@@ -296,7 +297,9 @@ func (o Options) withDefaults() Options {
 	l, t := &o.Limits, &o.Timeouts
 	orNumber(&l.Sessions, 1000)
 	orNumber(&l.Recipients, 1000)
-	orNumber(&l.Messages, 1000)
+	if l.Messages == 0 {
+		l.Messages = 1000
+	}
 	orNumber(&l.BadCommands, 10)
 	orNumber(&l.Idle, 100)
 	orNumber(&l.Unknown, 50)
