@@ -3,15 +3,21 @@ package main
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"runtime"
 	"sync"
 
+	"github.com/postern-mta/postern/filters/clamav"
 	"github.com/postern-mta/postern/filters/execban"
 	"github.com/postern-mta/postern/pipeline/worker"
 )
 
 // jobs are what a worker process of this program can do.
-func jobs() map[string]worker.Job { return execban.Jobs() }
+func jobs() map[string]worker.Job {
+	all := execban.Jobs()
+	maps.Copy(all, clamav.Jobs())
+	return all
+}
 
 // workers is the daemon's pool, which starts when a filter first asks for it: a
 // daemon whose filters parse nothing hostile has none.
