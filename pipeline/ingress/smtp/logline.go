@@ -2,6 +2,7 @@ package smtp
 
 import (
 	"context"
+	"encoding/json"
 	"log/slog"
 	"strconv"
 	"strings"
@@ -116,7 +117,7 @@ func (n *session) logTransaction() {
 		slog.String("to", recipients(&t.Transaction)),
 		slog.Int("recipients", len(t.Envelope.Recipients)))
 	if r.refusals > 0 {
-		attrs = append(attrs, slog.Int("refused_recipients", r.refusals), slog.Any("refused", r.refused))
+		attrs = append(attrs, slog.Int("refused_recipients", r.refusals), slog.Any("refused", list(r.refused)))
 	}
 	attrs = append(attrs, n.who()...)
 	attrs = append(attrs, slog.String("chain", t.Chain), slog.Int64("size", r.size), slog.Any("filters", filters(r.trace)))
@@ -192,9 +193,19 @@ func recipients(tx *pipeline.Transaction) string {
 	return b.String()
 }
 
+// list is a list as the log has it: "[a b]" in a text, where slog would ask fmt
+// to find out what it is, and a list in JSON.
+type list []string
+
+// MarshalText is encoding.TextMarshaler.
+func (l list) MarshalText() ([]byte, error) { return []byte("[" + strings.Join(l, " ") + "]"), nil }
+
+// MarshalJSON is json.Marshaler.
+func (l list) MarshalJSON() ([]byte, error) { return json.Marshal([]string(l)) }
+
 // filters says of each filter that ran what it found, and its time.
-func filters(trace pipeline.Trace) []string {
-	list := make([]string, 0, len(trace))
+func filters(trace pipeline.Trace) list {
+	list := make(list, 0, len(trace))
 	for _, e := range trace {
 		if e.Skipped != "" {
 			continue
