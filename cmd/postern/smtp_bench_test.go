@@ -21,13 +21,12 @@ import (
 // "queue" stores them in the durable queue, from which nothing is delivered
 // meanwhile, beside Debian's Postfix: once where its queue manager defers what
 // comes, as ours puts it into its schedule (deferring), and once where messages
-// go on hold and its queue manager hears nothing of them (holding). What that
-// does after the last answer counts for processor and flushes, not for rates. The
-// targets,
-// by the first, are 6 times its rate at 16 kept sessions with half of the answers
-// within 5 ms, 8 times at 64 with 99 in a hundred within 50 ms and less than 0.3
-// flushes a message; 3 times with a connection for each message; 2.4 times with
-// messages of 100 KiB.
+// go on hold and its queue manager hears nothing of them (holding). What that does
+// after the last answer counts for processor and flushes, not for rates. The
+// targets, by the first, are 6 times its rate at 16 kept sessions with half of the
+// answers within 5 ms, 8 times at 64 with 99 in a hundred within 50 ms and less
+// than 0.3 flushes a message; 3 times with a connection for each message; 2.4
+// times with messages of 100 KiB.
 //
 // "chain" is as queue, with TLS and with the filters header and tap.
 //
