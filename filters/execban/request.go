@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/postern-mta/postern/filters/execban/archive"
@@ -33,6 +34,7 @@ func (r *request) encode() ([]byte, error) { return json.Marshal(r) }
 type orders struct {
 	request
 	signatures *content.Signatures
+	spare      sync.Pool // of *[]byte, of inMemory bytes
 }
 
 func parseRequest(b []byte) (*orders, error) {

@@ -60,8 +60,6 @@ type scanner struct {
 	left    int64 // how many bytes may still be looked at
 	index   map[key]int
 	classes map[string]int
-	buffers [][]byte
-	copying []byte
 }
 
 // key is what makes two findings one: the same class in the same place.
@@ -96,7 +94,7 @@ var errTime = errors.New("the time for a message is over")
 func (r *orders) scan(ctx context.Context, body io.ReaderAt, size int64, scratch *worker.Scratch) (*answer, error) {
 	timed, cancel := context.WithTimeoutCause(ctx, r.Time, errTime)
 	defer cancel()
-	s := &scanner{orders: r, ctx: timed, limits: r.Archive, scratch: scratch, left: r.Archive.Bytes, index: map[key]int{}, classes: map[string]int{}}
+	s := &scanner{orders: r, ctx: timed, limits: r.Archive, scratch: scratch, left: r.Archive.Bytes}
 	err := s.message(body, size, place{})
 	if err != nil && ctx.Err() == nil && errors.Is(context.Cause(timed), errTime) {
 		s.unscannable(place{part: "1", reading: "strict"}, Unscannable, fmt.Sprintf("it takes longer than %v", r.Time))
@@ -276,6 +274,9 @@ func (s *scanner) add(at place, m content.Match, why basis) {
 			known.basis |= why
 		}
 		return
+	}
+	if s.index == nil {
+		s.index, s.classes = map[key]int{}, map[string]int{}
 	}
 	if s.classes[m.Class]++; s.classes[m.Class] > perClass || len(s.answer.findings) == maxFindings {
 		s.answer.omitted++

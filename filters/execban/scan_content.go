@@ -24,8 +24,9 @@ const (
 
 // decoded looks at a part under one decoding.
 func (s *scanner) decoded(c mime.Content, at place, names []string) error {
-	buffer := s.buffer()
-	defer s.giveBack(buffer)
+	mine := s.buffer()
+	defer s.spare.Put(mine)
+	buffer := *mine
 	from := c.Open()
 	n, err := io.ReadFull(from, buffer)
 	switch {
@@ -39,8 +40,8 @@ func (s *scanner) decoded(c mime.Content, at place, names []string) error {
 	}
 	t := s.scratch.Temp()
 	defer t.Close()
-	if _, err = t.Write(buffer); err == nil {
-		_, err = io.CopyBuffer(onlyWriter{&bounded{s, t, s.Archive.Member}}, onlyReader{from}, s.copying)
+	if _, err = t.Write(buffer); err == nil { // then it is free for the rest
+		_, err = io.CopyBuffer(onlyWriter{&bounded{s, t, s.Archive.Member}}, onlyReader{from}, buffer)
 	}
 	if !s.looked(t.Size(), at) {
 		return nil
@@ -52,19 +53,13 @@ func (s *scanner) decoded(c mime.Content, at place, names []string) error {
 }
 
 // buffer is memory for one content; one that lies in it needs one of its own.
-func (s *scanner) buffer() []byte {
-	if s.copying == nil {
-		s.copying = make([]byte, inMemory)
-	}
-	if n := len(s.buffers); n > 0 {
-		b := s.buffers[n-1]
-		s.buffers = s.buffers[:n-1]
+func (o *orders) buffer() *[]byte {
+	if b, ok := o.spare.Get().(*[]byte); ok {
 		return b
 	}
-	return make([]byte, inMemory)
+	b := make([]byte, inMemory)
+	return &b
 }
-
-func (s *scanner) giveBack(b []byte) { s.buffers = append(s.buffers, b) }
 
 // The reader and the writer of a copy, so that it takes the buffer.
 type (

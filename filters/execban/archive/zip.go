@@ -116,6 +116,9 @@ func findDirectories(n node) (found []zipDirectory) {
 	if got, err := n.r.ReadAt(tail, start); got < len(tail) && err != io.EOF {
 		return nil
 	}
+	if !bytes.Contains(tail, []byte(zipEnd)) { // which is told faster than where the last one is
+		return nil
+	}
 	for end := len(tail); len(found) < zipMaxDirectories; {
 		i := bytes.LastIndex(tail[:end], []byte(zipEnd))
 		if i < 0 {

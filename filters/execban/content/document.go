@@ -94,22 +94,23 @@ func portable(f *file) []Match {
 	return nil
 }
 
-// pdfNames decodes the escapes of names (ISO 32000-1 §7.3.5).
+// pdfNames decodes the escapes of names (ISO 32000-1 §7.3.5). It may write into
+// what it is given.
 func pdfNames(b []byte) []byte {
-	if bytes.IndexByte(b, '#') < 0 {
-		return b
-	}
-	out := make([]byte, 0, len(b))
-	for i := 0; i < len(b); i++ {
-		var c [1]byte
-		if b[i] == '#' && i+2 < len(b) {
-			if _, err := hex.Decode(c[:], b[i+1:i+3]); err == nil && c[0] > ' ' && c[0] < 0x7f {
-				out = append(out, c[0])
-				i += 2
-				continue
-			}
+	var c [1]byte
+	out := b[:0]
+	for {
+		i := bytes.IndexByte(b, '#')
+		if i < 0 || i+2 >= len(b) {
+			return append(out, b...)
 		}
-		out = append(out, b[i])
+		out = append(out, b[:i]...)
+		if _, err := hex.Decode(c[:], b[i+1:i+3]); err == nil && c[0] > ' ' && c[0] < 0x7f {
+			out = append(out, c[0])
+			b = b[i+3:]
+			continue
+		}
+		out = append(out, '#')
+		b = b[i+1:]
 	}
-	return out
 }

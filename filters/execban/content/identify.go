@@ -219,8 +219,11 @@ func (f *file) contains(length int64, fold func([]byte) []byte, words ...string)
 	for _, w := range words {
 		overlap = max(overlap, int64(len(w)))
 	}
+	buffer := make([]byte, min(textLength+overlap, f.size))
 	for at := int64(0); at < min(length, f.size) && left > 0; at += textLength {
-		b := f.piece(at, textLength+overlap)
+		b := buffer[:min(int64(len(buffer)), f.size-at)]
+		n, _ := f.r.ReadAt(b, at)
+		b = b[:max(n, 0)]
 		if fold != nil {
 			b = fold(b)
 		}

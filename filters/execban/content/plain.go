@@ -18,7 +18,7 @@ func plain(name string, f *file) (all []Match) {
 		return nil
 	}
 	trimmed := strings.TrimLeft(text, " \t\r\n\ufeff")
-	lower := strings.ToLower(trimmed)
+	lower := lowered(trimmed)
 	for _, b := range beginnings {
 		if strings.HasPrefix(lower, b.begin) && (b.also == "" || strings.Contains(lower, b.also)) {
 			all = add(all, Match{Class: b.class, What: b.what})
@@ -39,6 +39,18 @@ func plain(name string, f *file) (all []Match) {
 		all = add(all, Match{Class: OfficeMacros, What: "a table that starts a program (DDE)"})
 	}
 	return all
+}
+
+// lowered is a text with its ASCII letters in lower case: what is looked for has
+// no others.
+func lowered(s string) string {
+	b := []byte(s)
+	for i, c := range b {
+		if 'A' <= c && c <= 'Z' {
+			b[i] = c + 'a' - 'A'
+		}
+	}
+	return string(b)
 }
 
 // asText is up to textLength bytes of a file as UTF-8, if it is a text in an
@@ -170,7 +182,7 @@ var (
 // markup looks at XML.
 func markup(lower string) (all []Match) {
 	if strings.Contains(lower, "&#") {
-		lower = strings.ToLower(entities(lower))
+		lower = lowered(entities(lower))
 	}
 	for _, e := range elements {
 		if strings.Contains(lower, e.has) && (e.also == "" || strings.Contains(lower, e.also)) {
