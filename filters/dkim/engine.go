@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -55,27 +54,27 @@ func newMaterial(m message.Message) *material {
 // field at index except is none of them. short is set if there are too few of
 // the name of a signature's own field.
 func (t *material) chosen(names []string, except int) (fields []message.Field, short bool) {
-	wanted := map[string]int{}
+	wanted := make(map[string]int, len(names))
 	for _, n := range names {
 		wanted[strings.ToLower(n)]++
 	}
 	for i, f := range slices.Backward(t.fields) {
-		if i == except || f.Name() == "" {
-			continue
-		}
 		n := strings.ToLower(f.Name())
-		if wanted[n] > 0 {
-			wanted[n]--
+		if left := wanted[n]; left > 0 && i != except {
+			wanted[n] = left - 1
 			fields = append(fields, f)
 		}
 	}
 	slices.Reverse(fields)
-	return fields, wanted[strings.ToLower(FieldName)] > 0
+	return fields, wanted[signatureName] > 0
 }
+
+// signatureName is FieldName in lower case.
+const signatureName = "dkim-signature"
 
 // verify checks a signature, which is the field at index, against its key. The
 // error is an errMismatch, errBlank, or one of reading the body.
-func (t *material) verify(ctx context.Context, s *signature, index int, key crypto.PublicKey) error {
+func (t *material) verify(ctx context.Context, s *signature, index int, key *record) error {
 	if known := t.good[s.body]; known != nil && !bytes.Equal(known, s.bodyHash) {
 		return errBody
 	}
@@ -106,14 +105,10 @@ func (t *material) verify(ctx context.Context, s *signature, index int, key cryp
 // without a body is an error, and the time to find the fields grows with the
 // product of their number and of the names in h=. The key is the one that was
 // looked up already, since it has no context for that.
-func (t *material) verifyByLibrary(ctx context.Context, s *signature, fields []message.Field, key crypto.PublicKey) error {
-	record, err := Record(key)
-	if err != nil {
-		return err
-	}
+func (t *material) verifyByLibrary(ctx context.Context, s *signature, fields []message.Field, key *record) error {
 	in := newFeed(ctx, headOf(s.text, fields), t.body, s.body)
 	all, err := msgauth.VerifyWithOptions(in, &msgauth.VerifyOptions{
-		LookupTXT:        func(string) ([]string, error) { return []string{record}, nil },
+		LookupTXT:        func(string) ([]string, error) { return []string{key.text}, nil },
 		MaxVerifications: 1, // others are here because this one covers them
 	})
 	switch {
@@ -155,20 +150,34 @@ func endLine(b *strings.Builder) {
 	}
 }
 
-// emptied is how go-msgauth v0.7.0 finds the value of b= in a signature.
-var emptied = regexp.MustCompile(`b\s*=[^;]+`)
-
 // misread reports whether go-msgauth v0.7.0 empties more of a field than its b=
 // before it hashes it: whatever stands behind a "b=" somewhere else, as z= often
 // has it ("z=Subject:club=20meeting").
-func misread(text string) bool { return len(emptied.FindAllStringIndex(text, 2)) != 1 }
+func misread(text string) bool {
+	found := 0
+	for {
+		i := strings.IndexByte(text, 'b')
+		if i < 0 {
+			return found != 1
+		}
+		text = strings.TrimLeft(text[i+1:], "\t\n\f\r ")
+		if value, ok := strings.CutPrefix(text, "="); ok && value != "" && value[0] != ';' {
+			found++
+			// What it empties is not looked at again.
+			text = value[max(strings.IndexByte(value, ';'), 0):]
+			if text == value {
+				return found != 1
+			}
+		}
+	}
+}
 
 // verifyAlone checks a signature that go-msgauth v0.7.0 cannot: one that it
 // misreads, one that covers more signatures than there are besides it, and what
 // it finds fault with though it has been found right: it compares the domains
 // of d= and i= with regard to case and takes i= as it is written, and it knows
 // the machine's clock only.
-func (t *material) verifyAlone(ctx context.Context, s *signature, fields []message.Field, key crypto.PublicKey) error {
+func (t *material) verifyAlone(ctx context.Context, s *signature, fields []message.Field, key *record) error {
 	sum, err := bodyHash(ctx, t.body, s.body)
 	if err != nil {
 		return err
@@ -183,7 +192,7 @@ func (t *material) verifyAlone(ctx context.Context, s *signature, fields []messa
 	own := canonicalField(withoutValue(s.text), s.header)
 	io.WriteString(h, strings.TrimRight(own, "\r\n")) //nolint:errcheck // a hash never fails
 	digest := h.Sum(nil)
-	switch k := key.(type) {
+	switch k := key.key.(type) {
 	case *rsa.PublicKey:
 		if rsa.VerifyPKCS1v15(k, crypto.SHA256, digest, s.value) == nil {
 			return nil

@@ -52,7 +52,7 @@ func FuzzVerify(f *testing.F) {
 				t.Errorf("%+v", r)
 			}
 			if r.Result == Pass {
-				checkPass(t, v, m, i)
+				checkPass(t, v, m, seen, i)
 			}
 		}
 		field := FormatResults("mx.example.org", func() (all []pipeline.AuthResult) {
@@ -68,22 +68,22 @@ func FuzzVerify(f *testing.F) {
 }
 
 // checkPass has both ways of verifying look at what passed.
-func checkPass(t *testing.T, v *Verifier, m message.Message, i int) {
+func checkPass(t *testing.T, v *Verifier, m message.Message, seen, i int) {
 	t.Helper()
-	c := v.candidates(m.Head())[i]
+	c := v.candidates(m.Head(), seen)[i]
 	key, err := fetch(context.Background(), v.Look, c.parsed.query())
 	if err != nil {
 		t.Fatal(err)
 	}
 	all := newMaterial(m)
 	fields, short := all.chosen(c.parsed.signed, c.index)
-	if err := all.verifyAlone(context.Background(), c.parsed, fields, key.key); err != nil {
+	if err := all.verifyAlone(context.Background(), c.parsed, fields, key); err != nil {
 		t.Errorf("it passes, but not by itself: %v", err)
 	}
 	if short || misread(c.parsed.text) {
 		return
 	}
-	if err := all.verifyByLibrary(context.Background(), c.parsed, fields, key.key); err != nil {
+	if err := all.verifyByLibrary(context.Background(), c.parsed, fields, key); err != nil {
 		t.Errorf("it passes, but not by the library: %v", err)
 	}
 }

@@ -26,6 +26,8 @@ const (
 // record is a public key as the DNS has it (RFC 6376 §3.6.1).
 type record struct {
 	key crypto.PublicKey
+	// text is a record of the bare key.
+	text string
 	// algorithm is the word of a= that the key is for.
 	algorithm string
 	// testing and strict are the flags y and s.
@@ -105,7 +107,7 @@ func parseRecord(s string) (*record, error) {
 	if services, given := t["s"]; given && !slices.ContainsFunc(list(services), func(s string) bool { return s == "*" || s == "email" }) {
 		return nil, errors.New("key is not for mail")
 	}
-	r := &record{}
+	r := &record{text: "v=DKIM1; p=" + unspace(p)}
 	for _, flag := range list(t["t"]) {
 		r.testing = r.testing || flag == "y"
 		r.strict = r.strict || flag == "s"
@@ -114,6 +116,7 @@ func parseRecord(s string) (*record, error) {
 	if !given {
 		kind = "rsa"
 	}
+	r.text += "; k=" + kind
 	b, err := decode64(p, maxRecord)
 	if err != nil {
 		return nil, errors.New("key is no base64")
@@ -161,6 +164,15 @@ func checkRSA(key *rsa.PublicKey) error {
 		return errLong
 	}
 	return nil
+}
+
+// recordOf is the record of a key that is not in the DNS.
+func recordOf(key crypto.PublicKey) (*record, error) {
+	text, err := Record(key)
+	if err != nil {
+		return nil, err
+	}
+	return parseRecord(text)
 }
 
 // Record is the text of the DNS record that publishes a key, an *rsa.PublicKey

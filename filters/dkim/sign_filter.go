@@ -267,6 +267,7 @@ const maxOwn = 20
 // isSigned reports whether a message has a signature of a key which holds.
 func isSigned(ctx context.Context, m message.Message, k Key, now time.Time) (bool, error) {
 	var t *material
+	var key *record
 	h, seen := m.Head(), 0
 	for i := range h.Len() {
 		field := h.Field(i)
@@ -282,9 +283,12 @@ func isSigned(ctx context.Context, m message.Message, k Key, now time.Time) (boo
 		}
 		if t == nil {
 			t = newMaterial(m)
+			if key, err = recordOf(k.Signer.Public()); err != nil {
+				return false, err
+			}
 		}
 		var mismatch errMismatch
-		err = t.verify(ctx, s, i, k.Signer.Public())
+		err = t.verify(ctx, s, i, key)
 		if err != nil && !errors.As(err, &mismatch) {
 			return false, err
 		}

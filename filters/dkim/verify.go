@@ -125,7 +125,7 @@ func (v *Verifier) Verify(ctx context.Context, m message.Message) (results []Res
 	case size > maxHead:
 		return []Result{{Result: Neutral, Reason: fmt.Sprintf("header of more than %d bytes", maxHead)}}, seen, nil
 	}
-	all := v.candidates(h)
+	all := v.candidates(h, seen)
 	now := v.now()
 	for _, c := range all {
 		c.describe()
@@ -155,12 +155,15 @@ func (v *Verifier) now() time.Time {
 // candidates are the signatures that are judged, from the top. Those of the
 // author's domain come before others where there are too many: nobody can hide
 // them under a heap of his own.
-func (v *Verifier) candidates(h message.Head) (all []*candidate) {
+func (v *Verifier) candidates(h message.Head, seen int) (all []*candidate) {
 	most := v.Signatures
 	if most <= 0 {
 		most = DefaultSignatures
 	}
-	domains, _ := authors(h)
+	var domains []string
+	if seen > most {
+		domains, _ = authors(h)
+	}
 	var others []*candidate
 	for i := range h.Len() {
 		f := h.Field(i)
@@ -227,32 +230,13 @@ func (v *Verifier) fetchKeys(ctx context.Context, all []*candidate) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	type answer struct {
-		name string
-		key  *record
-		err  error
-	}
-	asked := map[string]bool{}
-	answers := make(chan answer, len(all))
+	names := map[string]bool{}
 	for _, c := range all {
-		if c.result.Result != "" || asked[c.parsed.query()] {
-			continue
-		}
-		name := c.parsed.query()
-		asked[name] = true
-		go func() {
-			key, err := fetch(ctx, v.Look, name)
-			answers <- answer{name, key, err}
-		}()
-	}
-	got := map[string]answer{}
-	for range asked {
-		select {
-		case a := <-answers:
-			got[a.name] = a
-		case <-ctx.Done(): // who still asks finds room for the answer
+		if c.result.Result == "" {
+			names[c.parsed.query()] = true
 		}
 	}
+	got := v.ask(ctx, names)
 	for _, c := range all {
 		if c.result.Result != "" {
 			continue
@@ -263,6 +247,35 @@ func (v *Verifier) fetchKeys(ctx context.Context, all []*candidate) {
 			c.keyErr = temporary{errors.New("the key could not be looked up in time")}
 		}
 	}
+}
+
+// answer is what came of asking for a key.
+type answer struct {
+	name string
+	key  *record
+	err  error
+}
+
+// ask asks for keys until the context is done.
+func (v *Verifier) ask(ctx context.Context, names map[string]bool) map[string]answer {
+	answers := make(chan answer, len(names))
+	got := make(map[string]answer, len(names))
+	for name := range names {
+		one := func() { key, err := fetch(ctx, v.Look, name); answers <- answer{name, key, err} }
+		if len(names) == 1 {
+			one() // nothing else is waited for
+		} else {
+			go one()
+		}
+	}
+	for range names {
+		select {
+		case a := <-answers:
+			got[a.name] = a
+		case <-ctx.Done(): // who still asks finds room for the answer
+		}
+	}
+	return got
 }
 
 // judge looks at the key, and at the message with it.
@@ -293,7 +306,7 @@ func (c *candidate) judge(ctx context.Context, m *material) error {
 }
 
 func (c *candidate) check(ctx context.Context, m *material) error {
-	err := m.verify(ctx, c.parsed, c.index, c.key.key)
+	err := m.verify(ctx, c.parsed, c.index, c.key)
 	var mismatch errMismatch
 	switch {
 	case err == nil:
