@@ -31,10 +31,15 @@
 // A message above "max" bytes is not sent to clamd, and one whose parts cannot
 // all be laid open (too many, too deep, above "decoded" bytes) is not called
 // clean; what becomes of it is "unscannable". So it is with what clamd itself
-// says it could not look into, if it is told to say so: set AlertExceedsMax yes
-// in clamd.conf, because clamd's answer to an archive beyond its limits is else
-// that all is well. Keep "max" at or below clamd's StreamMaxLength: a message
-// between the two is put off each time, and the log says why.
+// says it could not look into, if it is told to say so (AlertExceedsMax yes in
+// clamd.conf). Keep "max" at or below clamd's StreamMaxLength: a message between
+// the two is put off each time, and the log says why.
+//
+// Of a member of an archive that is larger than its MaxFileSize, clamd reads the
+// beginning and says that all is well, whatever it is told. Have the filter
+// execban beside this one, with "member" no larger than MaxFileSize and "bytes"
+// no larger than MaxScanSize: it looks into archives by itself, and what is beyond
+// its limits is unscannable to it.
 //
 // # Several clamds
 //
