@@ -50,8 +50,10 @@
 // names put classes where you want them; a class that stands in none keeps its
 // own, which is pass for office-embedded and pdf-active, that of "unscannable"
 // for the last three, and refuse for all others. "all" in one list means every
-// class that stands in no list. If a message has several, the worst action
-// counts, in the order refuse, quarantine, defer.
+// class that stands in no list, but for the last three. If a message has
+// several, the worst action counts, in the order refuse, quarantine, defer. Where
+// mail goes on to another qmail-queue, nothing can be held: what is to go into
+// quarantine is put off there.
 //
 // A class of one's own is a name and extensions. Where a class that is there
 // already has one of them, it loses it: that is how single extensions are let
@@ -82,9 +84,10 @@
 //
 // Nothing of a message is parsed in the daemon. A process without privileges,
 // network or files does it, within limits of memory and time; what it answers is
-// short and checked. If it dies, hangs or answers what it should not, the filter
-// has failed, and by default the message is put off. A message of which two such
-// processes died is quarantined, because it would else be tried for ever.
+// short and checked. If it dies, hangs or answers what it should not, or cannot
+// do its work in time because the host is busy, the filter has failed, and by
+// default the message is put off. A message of which two such processes died is
+// quarantined, because it would else be tried for ever.
 //
 // # What the sender hears
 //
@@ -143,7 +146,7 @@ type Options struct {
 	Parts      int           `toml:"parts" doc:"how many parts a message may have" min:"1"`
 	Bytes      int64         `toml:"bytes" doc:"how much a message may hold in all, unpacked" unit:"bytes" min:"1"`
 	Member     int64         `toml:"member" doc:"how much one attachment or member may hold, unpacked" unit:"bytes" min:"1"`
-	Time       time.Duration `toml:"time" doc:"how long looking at a message may take before it is unscannable"`
+	Time       time.Duration `toml:"time" doc:"how long looking at a message may take before it is unscannable, or put off if the host is busy"`
 }
 
 // Class is a class of one's own, or more extensions for one that is there.

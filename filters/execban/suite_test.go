@@ -11,6 +11,7 @@ import (
 // The suite that every filter passes, with workers as the daemon has them.
 func TestSuite(t *testing.T) {
 	pool := newPool(t, worker.Options{})
+	judge(t, newFilterOn(t, pool, ""), "Subject: x\n\nhello\n") // it has started
 	filtertest.Run(t, filtertest.Suite{
 		Kind: Kind(),
 		Env: func(t testing.TB) pipeline.Env {
