@@ -44,7 +44,7 @@ func (d departure) prepare(ctx context.Context, j *queue.Job, host string, form 
 		origin = pipeline.Origin{Standing: pipeline.Stranger.String(), UID: -1}
 	}
 	m, fate, trace := chain.Deliver(ctx, &pipeline.Delivery{ID: j.ID.String(), Envelope: j.Envelope, Origin: origin, Host: host, Form: form}, j.Message)
-	d.log.Info("leaving", "id", j.ID.String(), "host", host, "action", fate.Action.String(), "filter", fate.Filter, "reason", fate.Reason, "filters", ran(trace))
+	d.log.Info("leaving", "id", j.ID.String(), "host", host, "action", fate.Action.String(), "filter", fate.Filter, "reason", fate.Reason, "filters", trace.LogList())
 	if fate.Action == pipeline.Continue || fate.Action == pipeline.Accept {
 		return m, nil
 	}
@@ -65,20 +65,6 @@ type keptBack struct{ fate pipeline.Fate }
 // Error names the filter and its reason.
 func (k *keptBack) Error() string {
 	return fmt.Sprintf("filter %s: %s: %s", k.fate.Filter, k.fate.Action, k.fate.Reason)
-}
-
-// ran lists the filters that ran, with what they said.
-func ran(trace pipeline.Trace) []string {
-	var all []string
-	for _, e := range trace {
-		switch {
-		case e.Err != "":
-			all = append(all, e.Filter+"=error")
-		case e.Action != "":
-			all = append(all, e.Filter+"="+e.Action)
-		}
-	}
-	return all
 }
 
 // holdLater holds a message once the attempt that asks for it is over.

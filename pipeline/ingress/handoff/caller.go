@@ -48,22 +48,22 @@ func (o *Options) sessionOf(id string, start time.Time, c call) (s *pipeline.Ses
 		s.Standing = pipeline.Authenticated
 	}
 	s.Peer = address(ip, s.Env["TCPREMOTEPORT"])
-	if name := clean(s.Env["TCPREMOTEHOST"], maxName); name != "unknown" {
+	if name := pipeline.LogText(s.Env["TCPREMOTEHOST"], maxName); name != "unknown" {
 		s.PeerName = name
 	}
-	s.Helo = clean(s.Env["SMTPHELOHOST"], maxName)
+	s.Helo = pipeline.LogText(s.Env["SMTPHELOHOST"], maxName)
 	return s, true
 }
 
 // user is who logged in, by those of qmail's descendants that tell.
 func (o *Options) user(env map[string]string) string {
 	for _, name := range [...]string{"SMTPAUTHUSER", "AUTHUSER"} {
-		if u := clean(env[name], maxUser); u != "" {
+		if u := pipeline.LogText(env[name], maxUser); u != "" {
 			return u
 		}
 	}
 	if _, relay := env["RELAYCLIENT"]; relay && o.RemoteInfo {
-		return clean(env["TCPREMOTEINFO"], maxUser)
+		return pipeline.LogText(env["TCPREMOTEINFO"], maxUser)
 	}
 	return ""
 }

@@ -180,7 +180,7 @@ func FuzzHello(f *testing.F) {
 			t.Fatalf("%+v", s)
 		}
 		for _, text := range []string{s.User, s.Helo, s.PeerName} {
-			if len(text) > maxUser || clean(text, maxUser) != text {
+			if len(text) > maxUser || pipeline.LogText(text, maxUser) != text {
 				t.Fatalf("%q", text)
 			}
 		}

@@ -4,11 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/reply"
@@ -60,10 +56,8 @@ type nextRecord struct {
 
 // Bounds of what a log line holds.
 const (
-	maxLogged     = 200 // bytes of a text
-	maxLoggedErr  = 500
-	maxRecipients = 10
-	maxFilters    = 40
+	maxLogged    = 200 // bytes of a text
+	maxLoggedErr = 500
 )
 
 // log writes the session's line.
@@ -72,15 +66,15 @@ func (n *session) log() {
 	attrs := []slog.Attr{slog.String("id", r.id)}
 	if r.tx != nil {
 		attrs = append(attrs,
-			slog.String("message_id", clean(r.messageID, maxLogged)),
-			slog.String("from", clean(r.tx.Envelope.Sender, maxLogged)),
-			slog.String("to", recipients(r.tx)),
+			slog.String("message_id", pipeline.LogText(r.messageID, maxLogged)),
+			slog.String("from", pipeline.LogText(r.tx.Envelope.Sender, maxLogged)),
+			slog.String("to", r.tx.LogRecipients()),
 			slog.Int("recipients", len(r.tx.Envelope.Recipients)))
 	}
 	attrs = append(attrs, r.who()...)
 	attrs = append(attrs, slog.Int("qp", r.peer.pid))
 	if r.tx != nil {
-		attrs = append(attrs, slog.String("chain", r.tx.Chain), slog.Int64("size", r.size), slog.Any("filters", filters(r.trace)))
+		attrs = append(attrs, slog.String("chain", r.tx.Chain), slog.Int64("size", r.size), slog.Any("filters", r.trace.LogList()))
 	}
 	answered := r.reply != (reply.Reply{})
 	if answered {
@@ -97,12 +91,12 @@ func (n *session) log() {
 		attrs = append(attrs, slog.Bool("caller_gone", true))
 	}
 	if r.err != nil {
-		attrs = append(attrs, slog.String("error", clean(r.err.Error(), maxLoggedErr)))
+		attrs = append(attrs, slog.String("error", pipeline.LogText(r.err.Error(), maxLoggedErr)))
 	}
 	if r.received > 0 {
-		attrs = append(attrs, slog.String("received", span(r.received)))
+		attrs = append(attrs, slog.String("received", pipeline.LogSpan(r.received)))
 	}
-	attrs = append(attrs, slog.String("took", span(o.Now().Sub(r.start))))
+	attrs = append(attrs, slog.String("took", pipeline.LogSpan(o.Now().Sub(r.start))))
 	o.Log.LogAttrs(context.WithoutCancel(n.ctx), slog.LevelInfo, "message", attrs...)
 	if o.Observe != nil && r.tx != nil {
 		o.Observe(o.Entrance, r.answered(), r.trace)
@@ -140,61 +134,6 @@ func (r *record) who() []slog.Attr {
 	return append(attrs, slog.Int("uid", r.uid))
 }
 
-// recipients are the first of them, and how many there are beside.
-func recipients(tx *pipeline.Transaction) string {
-	all := tx.Envelope.Recipients
-	var b strings.Builder
-	for i, to := range all[:min(len(all), maxRecipients)] {
-		if i > 0 {
-			b.WriteByte(' ')
-		}
-		b.WriteString(clean(to.Address, maxLogged))
-	}
-	if more := len(all) - maxRecipients; more > 0 {
-		b.WriteString(" and " + strconv.Itoa(more) + " more")
-	}
-	return b.String()
-}
-
-// filters says of each filter that ran what it found, and its time.
-func filters(trace pipeline.Trace) []string {
-	list := make([]string, 0, len(trace))
-	for _, e := range trace {
-		if e.Skipped != "" {
-			continue
-		}
-		if len(list) == maxFilters {
-			return append(list, "...")
-		}
-		said := e.Filter + "=" + e.Action
-		if e.Shadow {
-			said += " (shadow)"
-		}
-		if e.Err != "" {
-			said += " (failed: " + e.Err + ")"
-		} else if e.Reason != "" {
-			said += " (" + e.Reason + ")"
-		}
-		list = append(list, clean(said, maxLogged)+" "+span(e.Took))
-	}
-	return list
-}
-
-// span is a time as the log has it: "0.31ms", "12.3ms", "4502ms". It is always
-// in milliseconds, so that the numbers of two lines compare, whatever format
-// the log has.
-func span(d time.Duration) string {
-	ms := float64(d) / float64(time.Millisecond)
-	digits := 0
-	switch {
-	case ms < 1:
-		digits = 3
-	case ms < 100:
-		digits = 1
-	}
-	return strconv.FormatFloat(ms, 'f', digits, 64) + "ms"
-}
-
 // attrs say how the next program ended; none for a nil record.
 func (r *nextRecord) attrs() []slog.Attr {
 	if r == nil {
@@ -218,7 +157,7 @@ func (r *nextRecord) attrs() []slog.Attr {
 	if r.copies > 0 {
 		all = append(all, slog.Int("copies", r.copies), slog.Int("kept", r.kept))
 	}
-	return []slog.Attr{slog.Group("next", append(all, slog.String("took", span(r.took)))...)}
+	return []slog.Attr{slog.Group("next", append(all, slog.String("took", pipeline.LogSpan(r.took)))...)}
 }
 
 // answer is what a caller makes of the exit code. With a code that stands for a
@@ -229,29 +168,4 @@ func (r *nextRecord) answer() string {
 		return "in its own words"
 	}
 	return reply.FromExit(r.exit, "").SMTP()
-}
-
-// clean makes one printable line of at most limit bytes of a text, in UTF-8:
-// whatever is not printable, line ends and marks of direction included, is '?'.
-func clean(s string, limit int) string {
-	plain := len(s) <= limit
-	for i := 0; plain && i < len(s); i++ {
-		plain = s[i] >= ' ' && s[i] <= '~'
-	}
-	if plain {
-		return s
-	}
-	var b strings.Builder
-	for len(s) > 0 {
-		c, k := utf8.DecodeRuneInString(s)
-		if c == utf8.RuneError && k == 1 || !unicode.IsPrint(c) {
-			c = '?'
-		}
-		if b.Len()+utf8.RuneLen(c) > limit {
-			break
-		}
-		b.WriteRune(c)
-		s = s[k:]
-	}
-	return b.String()
 }

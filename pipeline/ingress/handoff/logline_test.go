@@ -30,8 +30,8 @@ func TestLogIsClean(t *testing.T) {
 	if line["message_id"] != "<x?[2J?msg=forged>" || line["from"] != "??@x" || line["to"] != "?@x" {
 		t.Errorf("%q %q %q", line["message_id"], line["from"], line["to"])
 	}
-	if clean(strings.Repeat("é", 10), 5) != "éé" {
-		t.Error(clean(strings.Repeat("é", 10), 5))
+	if pipeline.LogText(strings.Repeat("é", 10), 5) != "éé" {
+		t.Error(pipeline.LogText(strings.Repeat("é", 10), 5))
 	}
 }
 
@@ -53,7 +53,7 @@ func TestLogAsText(t *testing.T) {
 	}
 	n.rec.err = errors.New("two\nlines")
 	n.log()
-	if to := recipients(n.rec.tx); to != strings.Repeat("a@x ", 10)+"and 2 more" {
+	if to := n.rec.tx.LogRecipients(); to != strings.Repeat("a@x ", 10)+"and 2 more" {
 		t.Error(to)
 	}
 	if line := out.String(); strings.Count(line, "\n") != 1 || !strings.Contains(line, `filters="[tap=continue 0.012ms spf=reject (shadow) (not?permitted) 1.0ms clamav=defer (failed: down) 1000ms]"`) {
@@ -66,7 +66,7 @@ func TestSpan(t *testing.T) {
 	for d, want := range map[time.Duration]string{
 		0: "0.000ms", 312 * time.Microsecond: "0.312ms", 12345 * time.Microsecond: "12.3ms", 4502 * time.Millisecond: "4502ms", 24 * time.Hour: "86400000ms",
 	} {
-		if got := span(d); got != want {
+		if got := pipeline.LogSpan(d); got != want {
 			t.Errorf("%v: %s, want %s", d, got, want)
 		}
 	}

@@ -81,7 +81,7 @@ var modeNames = [...]string{wire.ModeExec: "exec", wire.ModeWait: "wait"}
 func Fits(all []pipeline.Outgoing) error {
 	for _, o := range all {
 		if o.Hold != "" {
-			return fmt.Errorf("a filter (%s) wants it quarantined, which needs a queue of our own", clean(o.Hold, maxLogged))
+			return fmt.Errorf("a filter (%s) wants it quarantined, which needs a queue of our own", pipeline.LogText(o.Hold, maxLogged))
 		}
 	}
 	if len(all) > wire.MaxPairs {

@@ -344,7 +344,7 @@ func (n *session) transcribe(who string, lines []byte) {
 	var b []byte
 	for line := range strings.SplitSeq(strings.TrimSuffix(string(lines), "\r\n"), "\r\n") {
 		b = append(b, who...)
-		b = append(b, clean(line, maxTranscribed)...)
+		b = append(b, pipeline.LogText(line, maxTranscribed)...)
 		b = append(b, '\n')
 	}
 	if _, err := n.transcript.Write(b); err != nil {

@@ -2,13 +2,8 @@ package smtp
 
 import (
 	"context"
-	"encoding/json"
 	"log/slog"
-	"strconv"
-	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/reply"
@@ -49,7 +44,6 @@ const (
 	maxLogged     = 200 // bytes of a text
 	maxLoggedErr  = 500
 	maxRecipients = 10
-	maxFilters    = 40
 )
 
 // blame notes which filter refused.
@@ -60,11 +54,11 @@ func (r *txRecord) refuse(address string, no reply.Reply, err error) {
 	if r.refusals++; r.refusals > maxRecipients {
 		return
 	}
-	said := clean(address, maxLogged) + ": " + no.SMTP()
+	said := pipeline.LogText(address, maxLogged) + ": " + no.SMTP()
 	if err != nil && err.Error() != no.Words() {
 		said += " (" + err.Error() + ")"
 	}
-	r.refused = append(r.refused, clean(said, 2*maxLogged))
+	r.refused = append(r.refused, pipeline.LogText(said, 2*maxLogged))
 }
 
 // log writes the session's line.
@@ -80,7 +74,7 @@ func (n *session) log() {
 	attrs = positive(attrs, "bad_commands", n.badCommands)
 	attrs = positive(attrs, "failed_logins", n.logins)
 	if r.loginErr != nil {
-		attrs = append(attrs, slog.String("failed_user", clean(r.loginUser, maxLogged)), slog.String("login_error", clean(r.loginErr.Error(), maxLoggedErr)))
+		attrs = append(attrs, slog.String("failed_user", pipeline.LogText(r.loginUser, maxLogged)), slog.String("login_error", pipeline.LogText(r.loginErr.Error(), maxLoggedErr)))
 	}
 	ended := n.ended
 	if r.refusedGreeting {
@@ -93,9 +87,9 @@ func (n *session) log() {
 	attrs = text(attrs, "filter", r.filter)
 	attrs = text(attrs, "reason", r.reason)
 	if r.err != nil {
-		attrs = append(attrs, slog.String("error", clean(r.err.Error(), maxLoggedErr)))
+		attrs = append(attrs, slog.String("error", pipeline.LogText(r.err.Error(), maxLoggedErr)))
 	}
-	attrs = append(attrs, slog.Int64("bytes", r.in), slog.String("took", span(o.Now().Sub(r.start))))
+	attrs = append(attrs, slog.Int64("bytes", r.in), slog.String("took", pipeline.LogSpan(o.Now().Sub(r.start))))
 	o.Log.LogAttrs(context.Background(), slog.LevelInfo, "session", attrs...)
 }
 
@@ -112,15 +106,15 @@ func (n *session) logTransaction() {
 		return
 	}
 	attrs := append(make([]slog.Attr, 0, 28), slog.String("id", t.ID), slog.String("entrance", o.Entrance),
-		slog.String("message_id", clean(r.messageID, maxLogged)),
-		slog.String("from", clean(t.Envelope.Sender, maxLogged)),
-		slog.String("to", recipients(&t.Transaction)),
+		slog.String("message_id", pipeline.LogText(r.messageID, maxLogged)),
+		slog.String("from", pipeline.LogText(t.Envelope.Sender, maxLogged)),
+		slog.String("to", t.LogRecipients()),
 		slog.Int("recipients", len(t.Envelope.Recipients)))
 	if r.refusals > 0 {
-		attrs = append(attrs, slog.Int("refused_recipients", r.refusals), slog.Any("refused", list(r.refused)))
+		attrs = append(attrs, slog.Int("refused_recipients", r.refusals), slog.Any("refused", pipeline.LogList(r.refused)))
 	}
 	attrs = append(attrs, n.who()...)
-	attrs = append(attrs, slog.String("chain", t.Chain), slog.Int64("size", r.size), slog.Any("filters", filters(r.trace)))
+	attrs = append(attrs, slog.String("chain", t.Chain), slog.Int64("size", r.size), slog.Any("filters", r.trace.LogList()))
 	if answered {
 		attrs = append(attrs, slog.String("answer", r.answer.SMTP()))
 	}
@@ -131,12 +125,12 @@ func (n *session) logTransaction() {
 	attrs = text(attrs, "filter", r.filter)
 	attrs = text(attrs, "reason", r.reason)
 	if r.err != nil {
-		attrs = append(attrs, slog.String("error", clean(r.err.Error(), maxLoggedErr)))
+		attrs = append(attrs, slog.String("error", pipeline.LogText(r.err.Error(), maxLoggedErr)))
 	}
 	if r.received > 0 {
-		attrs = append(attrs, slog.String("received", span(r.received)))
+		attrs = append(attrs, slog.String("received", pipeline.LogSpan(r.received)))
 	}
-	attrs = append(attrs, slog.String("took", span(o.Now().Sub(t.start))))
+	attrs = append(attrs, slog.String("took", pipeline.LogSpan(o.Now().Sub(t.start))))
 	o.Log.LogAttrs(context.Background(), slog.LevelInfo, "message", attrs...)
 }
 
@@ -149,7 +143,7 @@ func positive(attrs []slog.Attr, key string, n int) []slog.Attr {
 
 func text(attrs []slog.Attr, key, value string) []slog.Attr {
 	if value != "" {
-		attrs = append(attrs, slog.String(key, clean(value, maxLoggedErr)))
+		attrs = append(attrs, slog.String(key, pipeline.LogText(value, maxLoggedErr)))
 	}
 	return attrs
 }
@@ -172,96 +166,4 @@ func (n *session) who() []slog.Attr {
 	attrs = text(attrs, "helo", s.Helo)
 	attrs = text(attrs, "user", s.User)
 	return text(attrs, "tls", s.TLS)
-}
-
-// recipients are the first of them, and how many there are beside.
-func recipients(tx *pipeline.Transaction) string {
-	all := tx.Envelope.Recipients
-	if len(all) == 1 {
-		return clean(all[0].Address, maxLogged)
-	}
-	var b strings.Builder
-	for i, to := range all[:min(len(all), maxRecipients)] {
-		if i > 0 {
-			b.WriteByte(' ')
-		}
-		b.WriteString(clean(to.Address, maxLogged))
-	}
-	if more := len(all) - maxRecipients; more > 0 {
-		b.WriteString(" and " + strconv.Itoa(more) + " more")
-	}
-	return b.String()
-}
-
-// list is a list as the log has it: "[a b]" in a text, where slog would ask fmt
-// to find out what it is, and a list in JSON.
-type list []string
-
-// MarshalText is encoding.TextMarshaler.
-func (l list) MarshalText() ([]byte, error) { return []byte("[" + strings.Join(l, " ") + "]"), nil }
-
-// MarshalJSON is json.Marshaler.
-func (l list) MarshalJSON() ([]byte, error) { return json.Marshal([]string(l)) }
-
-// filters says of each filter that ran what it found, and its time.
-func filters(trace pipeline.Trace) list {
-	list := make(list, 0, len(trace))
-	for _, e := range trace {
-		if e.Skipped != "" {
-			continue
-		}
-		if len(list) == maxFilters {
-			return append(list, "...")
-		}
-		said := e.Filter + "=" + e.Action
-		if e.Shadow {
-			said += " (shadow)"
-		}
-		if e.Err != "" {
-			said += " (failed: " + e.Err + ")"
-		} else if e.Reason != "" {
-			said += " (" + e.Reason + ")"
-		}
-		list = append(list, clean(said, maxLogged)+" "+span(e.Took))
-	}
-	return list
-}
-
-// span is a time as the log has it, always in milliseconds, so that the numbers
-// of two lines compare: "0.310ms", "12.3ms", "4502ms".
-func span(d time.Duration) string {
-	ms := float64(d) / float64(time.Millisecond)
-	digits := 0
-	switch {
-	case ms < 1:
-		digits = 3
-	case ms < 100:
-		digits = 1
-	}
-	return strconv.FormatFloat(ms, 'f', digits, 64) + "ms"
-}
-
-// clean makes one printable line of at most limit bytes of a text, in UTF-8:
-// whatever is not printable, line ends and marks of direction included, is '?'.
-func clean(s string, limit int) string {
-	plain := len(s) <= limit
-	for i := 0; plain && i < len(s); i++ {
-		plain = s[i] >= ' ' && s[i] <= '~'
-	}
-	if plain {
-		return s
-	}
-	var b strings.Builder
-	for len(s) > 0 {
-		c, k := utf8.DecodeRuneInString(s)
-		if c == utf8.RuneError && k == 1 || !unicode.IsPrint(c) {
-			c = '?'
-		}
-		if b.Len()+utf8.RuneLen(c) > limit {
-			break
-		}
-		b.WriteRune(c)
-		s = s[k:]
-	}
-	return b.String()
 }

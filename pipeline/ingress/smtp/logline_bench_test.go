@@ -5,6 +5,8 @@ import (
 	"io"
 	"log/slog"
 	"testing"
+
+	"github.com/postern-mta/postern/pipeline"
 )
 
 // TestLists are the same in the log as those of slog's own.
@@ -15,7 +17,7 @@ func TestLists(t *testing.T) {
 		}
 		return a
 	}}
-	for _, l := range []list{{}, {"tap=continue 0.1ms"}, {`a "b"`, "c\nd", "é"}} {
+	for _, l := range []pipeline.LogList{{}, {"tap=continue 0.1ms"}, {`a "b"`, "c\nd", "é"}} {
 		for _, h := range []func(io.Writer) slog.Handler{
 			func(w io.Writer) slog.Handler { return slog.NewTextHandler(w, untimed) },
 			func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, untimed) },
@@ -34,7 +36,7 @@ func TestLists(t *testing.T) {
 // a list that slog formats itself.
 func BenchmarkLists(b *testing.B) {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	for name, v := range map[string]any{"ours": list{}, "slog": []string{}} {
+	for name, v := range map[string]any{"ours": pipeline.LogList{}, "slog": []string{}} {
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
 				log.LogAttrs(b.Context(), slog.LevelInfo, "message", slog.Any("filters", v))
