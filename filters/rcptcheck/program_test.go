@@ -52,6 +52,7 @@ func TestContract(t *testing.T) {
 	r := newRig(t, Options{Checks: []Check{{Program: script(t, `
 env >`+dir+`/env
 ls -l /proc/self/fd >`+dir+`/fd
+sleep .3 # the limits are set when it has been started
 ulimit -a >`+dir+`/limits
 echo "$0 $1 $2" >`+dir+`/args
 pwd >`+dir+`/pwd
