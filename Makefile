@@ -6,6 +6,9 @@ PREFIX  ?= /usr/local
 # Where the shims look for the daemon; privileged ones look nowhere else.
 SOCKET  ?= /run/postern/queue.sock
 FUZZTIME ?= 30s
+# How many packages are tested at a time: more than there are cores, because
+# some wait for disks and clocks.
+TESTP   ?= 3
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 HAVE_CC := $(shell command -v $(CC) 2>/dev/null)
@@ -69,7 +72,7 @@ deps-sink:
 
 test: deps build
 	$(GO) vet ./...
-	$(GO) test -race -timeout 20m ./...
+	$(GO) test -race -p $(TESTP) -timeout 20m ./...
 	POSTERN_CRASH_TIME=90s $(GO) test -count=1 -timeout 20m -run '^(TestStore|TestQueueRandom)$$' ./queue/queuetest ./queue/store/pebble
 	@rm -rf bin/demo; bin/postern demo --once --dir bin/demo >bin/demo.log || { cat bin/demo.log bin/demo/postern.log; exit 1; }
 	@echo "the demonstration ran to its end"
