@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -56,13 +57,22 @@ func loopback() string {
 // 127.0.0.1, so none of them takes the port meanwhile.
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", loopback()+":0")
-	if err != nil {
-		t.Fatal(err)
+	for {
+		l, err := net.Listen("tcp", loopback()+":0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Close()
+		address := l.Addr().String()
+		if _, again := handedOut.LoadOrStore(address, true); !again {
+			return address
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
 }
+
+// handedOut are the addresses that tests have: the system may give one again
+// before anybody listens there.
+var handedOut sync.Map
 
 // newGateway makes the folder of a gateway. Everybody may enter it, because a
 // daemon that is not root must.
