@@ -20,7 +20,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // reported, or deleted by the operator; that nothing was delivered twice
 // without a crash; and that nothing is left.
 func TestQueueRandom(t *testing.T) {
-	defaultSeeds := 100
+	defaultSeeds := 300
 	if testing.Short() {
 		defaultSeeds = 30
 	}
