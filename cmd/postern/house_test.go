@@ -22,7 +22,7 @@ const module = "github.com/postern-mta/postern/"
 var leaves = []string{"pipeline/reply", "pipeline/envelope", "pipeline/smtp", "pipeline/message", "pipeline/mime"}
 
 // alone are leaves that stand by themselves.
-var alone = []string{"pipeline/resolve", "pipeline/state", "pipeline/worker"}
+var alone = []string{"pipeline/resolve", "pipeline/state", "pipeline/worker", "pipeline/servers"}
 
 func allLeaves() []string { return slices.Concat(leaves, alone) }
 
@@ -39,6 +39,7 @@ var doors = []door{
 	{"pipeline/resolve", nil},
 	{"pipeline/state", nil},
 	{"pipeline/worker", nil},
+	{"pipeline/servers", nil},
 	{"rules", nil},
 	{"pipeline", slices.Concat(allLeaves(), []string{"rules"})},
 	{"pipeline/filtertest", slices.Concat(allLeaves(), []string{"rules", "pipeline"})},
