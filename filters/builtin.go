@@ -3,6 +3,7 @@
 package filters
 
 import (
+	"github.com/postern-mta/postern/filters/badaddress"
 	"github.com/postern-mta/postern/filters/clamav"
 	"github.com/postern-mta/postern/filters/dkim"
 	"github.com/postern-mta/postern/filters/dnsbl"
@@ -17,5 +18,5 @@ import (
 
 // Kinds are the built-in filters, in the order of their names.
 func Kinds() []pipeline.Kind {
-	return []pipeline.Kind{clamav.Kind(), dkim.SignKind(), dkim.VerifyKind(), dnsbl.Kind(), execban.Kind(), greylist.Kind(), header.Kind(), rcptcheck.Kind(), rule.Kind(), tap.Kind()}
+	return []pipeline.Kind{badaddress.Kind(), clamav.Kind(), dkim.SignKind(), dkim.VerifyKind(), dnsbl.Kind(), execban.Kind(), greylist.Kind(), header.Kind(), rcptcheck.Kind(), rule.Kind(), tap.Kind()}
 }

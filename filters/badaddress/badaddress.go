@@ -1,0 +1,335 @@
+// Package badaddress is the filter "badaddress": it refuses senders and
+// recipients that are on lists, as control/badmailfrom and control/badrcptto of
+// qmail and its patches have them.
+//
+//	[filter.badaddress]
+//	sender_files    = ["/var/qmail/control/badmailfrom"]
+//	recipient_files = ["/var/qmail/control/badrcptto"]
+//	senders    = ["@spam.example", "*-bounce@*.bad.example", "!friend@spam.example"]
+//	recipients = ["former@example.org"]
+//
+// # Lists
+//
+// An entry is an address or @host, as in badmailfrom of plain qmail: @host is
+// the host itself and not what is below it. With the wildcards of SPAMCONTROL
+// and indimail (badmailpatterns), an entry that holds * (anything) or ? (one
+// character) is compared with the whole address, and one that begins with ! is
+// an exception from all others of its list, wherever it stands; one that stands
+// in "senders" or "recipients" is an exception from the files as well. The case
+// of letters does not count, nor a dot at the end of the domain. With dialect =
+// "regexes" an entry is a POSIX extended regular expression that is found
+// anywhere in the address, and one that begins with ! refuses the addresses in
+// which it is not found, as in the qregex patch.
+//
+// A file has an entry a line; lines that begin with # are comments. It must be
+// there when the configuration is read. It is read again when it changes, within
+// a second; one that is broken or gone then leaves what was read before in force,
+// and the log says so.
+//
+// # Who is judged
+//
+// Everybody, as by qmail-smtpd, our own users too. For the lists of
+// badmailfromnorelay and badrcpttonorelay make a second filter of this kind,
+// with when = 'external'. The sender <>, that of bounces, is on no list.
+//
+// Senders are refused at MAIL, where there is one; recipients at RCPT, each by
+// itself; by a shim a refused sender refuses the message, and of refused
+// recipients the answer is as "mixed" says.
+//
+// Our SMTP server heeds control/badmailfrom by itself, before any filter. Name
+// the file here for mail that comes by a shim from a caller who does not heed
+// it, or where the refusals are to be tried in shadow, to have words of their
+// own, or to be put off instead.
+package badaddress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/postern-mta/postern/pipeline"
+	"github.com/postern-mta/postern/pipeline/envelope"
+	"github.com/postern-mta/postern/pipeline/reply"
+	"github.com/postern-mta/postern/rules"
+)
+
+// Name is the filter's name in the configuration.
+const Name = "badaddress"
+
+// Options are the filter's part of the configuration.
+type Options struct {
+	Senders        []string `toml:"senders" doc:"senders that are refused: addresses, @host, patterns with * and ?, exceptions that begin with !"`
+	SenderFiles    []string `toml:"sender_files" doc:"files of such senders, an entry a line, like control/badmailfrom"`
+	Recipients     []string `toml:"recipients" doc:"recipients that are refused, likewise"`
+	RecipientFiles []string `toml:"recipient_files" doc:"files of such recipients, like control/badrcptto"`
+	// Dialect is globs if it is "", Action reject.
+	Dialect       string `toml:"dialect" doc:"what entries are: addresses with wildcards, or the regular expressions of qregex" oneof:"globs|regexes"`
+	Action        string `toml:"action" doc:"what becomes of who is on a list; defer: it may be tried again" oneof:"reject|defer"`
+	SenderText    string `toml:"sender_text" doc:"what the peer hears about a sender" unset:"mail from this sender is not accepted here"`
+	RecipientText string `toml:"recipient_text" doc:"what the peer hears about a recipient" unset:"mail to this recipient is not accepted here"`
+}
+
+const (
+	globs   = "globs"
+	regexes = "regexes"
+
+	recipientText = "mail to this recipient is not accepted here"
+
+	// maxFiles bounds the files of one side, maxFile one in bytes, maxList the
+	// entries that are written into the configuration.
+	maxFiles = 50
+	maxFile  = 64 << 20
+	maxList  = 10_000
+)
+
+// Kind is the filter's entry in the list of filters.
+func Kind() pipeline.Kind {
+	return pipeline.Kind{Name: Name, New: func(env pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) {
+		o := Options{Dialect: globs, Action: reply.Reject.String()}
+		if err := decode(&o); err != nil {
+			return nil, err
+		}
+		return New(env, o)
+	}}
+}
+
+// Filter is the badaddress filter. It is safe for concurrent use, and its own
+// instance.
+type Filter struct{ senders, recipients side }
+
+// side is the lists of one side of the envelope, and what its refusal is.
+type side struct {
+	lists   []list
+	except  *rules.AddressList
+	verdict pipeline.Verdict
+}
+
+// list is one list of addresses.
+type list struct {
+	name string // "" for the configuration's own
+	own  *rules.AddressList
+	file *rules.LineFile[*rules.AddressList]
+}
+
+// New makes a badaddress filter, and reads its files. It uses the environment's
+// Log and Now. The errors say by a method Key which key they are about.
+func New(env pipeline.Env, o Options) (*Filter, error) {
+	if env.Log == nil {
+		env.Log = slog.New(slog.DiscardHandler)
+	}
+	f := &Filter{}
+	var wrong []error
+	bad := func(key, format string, args ...any) {
+		wrong = append(wrong, keyError{key, fmt.Errorf(format, args...)})
+	}
+	dialect := rules.Globs
+	switch o.Dialect {
+	case "", globs:
+	case regexes:
+		dialect = rules.Regexes
+	default:
+		bad("dialect", "%q: write globs or regexes", reply.Clean(o.Dialect, 80))
+	}
+	action, sender, recipient := pipeline.Reject, reply.SenderDenied, reply.Make(reply.SenderDenied.Code, reply.SenderDenied.Enhanced, recipientText)
+	switch o.Action {
+	case "", reply.Reject.String():
+	case reply.Defer.String():
+		action, sender, recipient = pipeline.Defer, reply.Make(450, sender.Enhanced, sender.Text), reply.Make(450, recipient.Enhanced, recipient.Text)
+	default:
+		bad("action", "%q: write reject or defer", reply.Clean(o.Action, 80))
+	}
+	if len(o.Senders)+len(o.SenderFiles)+len(o.Recipients)+len(o.RecipientFiles) == 0 {
+		wrong = append(wrong, errors.New("there is no list: write senders, sender_files, recipients or recipient_files"))
+	}
+	for _, s := range []struct {
+		side           *side
+		key, filesKey  string
+		entries, files []string
+		textKey, text  string
+		otherwise      reply.Reply
+	}{
+		{side: &f.senders, key: "senders", entries: o.Senders, filesKey: "sender_files", files: o.SenderFiles, textKey: "sender_text", text: o.SenderText, otherwise: sender},
+		{side: &f.recipients, key: "recipients", entries: o.Recipients, filesKey: "recipient_files", files: o.RecipientFiles, textKey: "recipient_text", text: o.RecipientText, otherwise: recipient},
+	} {
+		s.side.verdict = pipeline.Verdict{Action: action, Reply: s.otherwise}
+		if s.text != reply.Clean(s.text, reply.MaxText) {
+			bad(s.textKey, "it must be one line of at most %d ASCII characters", reply.MaxText)
+		} else if s.text != "" {
+			s.side.verdict.Reply = reply.Make(s.otherwise.Code, s.otherwise.Enhanced, s.text)
+		}
+		wrong = append(wrong, s.side.read(s.key, s.entries, dialect)...)
+		wrong = append(wrong, s.side.open(env, s.filesKey, s.files, dialect)...)
+	}
+	if len(wrong) == 0 && len(f.senders.lists)+len(f.recipients.lists) == 0 {
+		wrong = append(wrong, errors.New("there are exceptions and nothing that they are exceptions from: write senders, sender_files, recipients or recipient_files"))
+	}
+	if err := errors.Join(wrong...); err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// read takes the entries that the configuration holds. In the dialect of globs
+// its exceptions hold for the files, too.
+func (s *side) read(key string, entries []string, dialect rules.Dialect) (wrong []error) {
+	if len(entries) > maxList {
+		return []error{keyError{key, fmt.Errorf("%d entries, at most %d: write them into a file", len(entries), maxList)}}
+	}
+	var own, except []rules.Line
+	for i, e := range entries {
+		at := fmt.Sprintf("%s[%d]", key, i)
+		if err := checkEntry(e, dialect); err != nil {
+			wrong = append(wrong, keyError{at, err})
+			continue
+		}
+		if text, not := strings.CutPrefix(e, "!"); not && dialect == rules.Globs {
+			except = append(except, rules.Line{No: i + 1, Text: text})
+		} else {
+			own = append(own, rules.Line{No: i + 1, Text: e})
+		}
+	}
+	if len(wrong) > 0 {
+		return wrong
+	}
+	var err, other error
+	if s.except, err = rules.NewAddressList(except, rules.Globs); err != nil {
+		return []error{keyError{key, err}}
+	}
+	l := list{}
+	if l.own, other = rules.NewAddressList(own, dialect); other != nil {
+		return []error{keyError{key, other}}
+	}
+	if len(own) > 0 {
+		s.lists = append(s.lists, l)
+	}
+	return nil
+}
+
+// checkEntry says what is wrong with an entry of the configuration. Files are
+// not asked so much: what plain qmail passes over in badmailfrom, we do.
+func checkEntry(e string, dialect rules.Dialect) error {
+	switch _, err := rules.NewAddressList([]rules.Line{{No: 1, Text: e}}, dialect); {
+	case e == "":
+		return errors.New("it is empty")
+	case err != nil:
+		return errors.New(strings.TrimPrefix(err.Error(), "line 1: "))
+	case dialect == rules.Globs && !strings.ContainsAny(e, "@*?"):
+		return fmt.Errorf("%q is no address: write user@example.org, @example.org, or a pattern with * or ?", reply.Clean(e, 80))
+	case !envelope.ValidBytes(e):
+		return errors.New("it holds a control character")
+	}
+	return nil
+}
+
+// open reads the files.
+func (s *side) open(env pipeline.Env, key string, paths []string, dialect rules.Dialect) (wrong []error) {
+	if len(paths) > maxFiles {
+		return []error{keyError{key, fmt.Errorf("%d files, at most %d", len(paths), maxFiles)}}
+	}
+	for i, path := range paths {
+		at := fmt.Sprintf("%s[%d]", key, i)
+		if !filepath.IsAbs(path) {
+			wrong = append(wrong, keyError{at, fmt.Errorf("%q is no absolute path", reply.Clean(path, 200))})
+			continue
+		}
+		file, err := openList(env.Log, env.Now, path, dialect)
+		if err != nil {
+			wrong = append(wrong, keyError{at, fmt.Errorf("%w; make the file, or correct it, or take it off the list", err)})
+			continue
+		}
+		s.lists = append(s.lists, list{name: reply.Clean(path, 200), file: file})
+	}
+	return wrong
+}
+
+// openList reads a file, and has the log hear of what becomes of it.
+func openList(log *slog.Logger, now func() time.Time, path string, dialect rules.Dialect) (*rules.LineFile[*rules.AddressList], error) {
+	o := rules.FileOptions{Now: now, Changed: func(err error) {
+		if err != nil {
+			log.Error("a list of addresses cannot be read", "file", path, "error", err)
+			return
+		}
+		log.Info("a list of addresses was read", "file", path)
+	}}
+	return rules.OpenLineFile(path, maxFile, o, func(lines []rules.Line) (*rules.AddressList, error) { return rules.NewAddressList(lines, dialect) })
+}
+
+// keyError is an error that knows the key of the configuration it is about, so
+// that the configuration can tell file and line.
+type keyError struct {
+	key string
+	error
+}
+
+// Key is the key, "senders[2]".
+func (e keyError) Key() string { return e.key }
+
+// Unwrap is the error itself.
+func (e keyError) Unwrap() error { return e.error }
+
+// Traits of a filter that protects, from everybody.
+func (f *Filter) Traits() pipeline.Traits {
+	t := pipeline.Traits{OnError: pipeline.ErrorDefers}
+	for _, s := range []struct {
+		stage pipeline.Stage
+		has   bool
+	}{{pipeline.AtSender, len(f.senders.lists) > 0}, {pipeline.AtRecipient, len(f.recipients.lists) > 0}} {
+		if s.has {
+			t.Stages = append(t.Stages, s.stage)
+		}
+	}
+	return t
+}
+
+// Open returns the filter itself.
+func (f *Filter) Open(context.Context, *pipeline.Session) (pipeline.Instance, error) { return f, nil }
+
+// Close does nothing: no file stays open.
+func (f *Filter) Close() error { return nil }
+
+// Sender looks the envelope sender up.
+func (f *Filter) Sender(_ context.Context, tx *pipeline.Transaction) (pipeline.Verdict, error) {
+	return f.senders.judge(tx.Envelope.Sender), nil
+}
+
+// Recipient looks one recipient up.
+func (f *Filter) Recipient(_ context.Context, _ *pipeline.Transaction, r envelope.Recipient) (pipeline.Verdict, error) {
+	return f.recipients.judge(r.Address), nil
+}
+
+// judge looks an address up in all lists of its side.
+func (s *side) judge(address string) pipeline.Verdict {
+	forms := formsOf(address)
+	for _, form := range forms {
+		if line, ok := s.except.Match(form); ok {
+			return pipeline.Verdict{Reason: "excepted by !" + reply.Clean(line, 200)}
+		}
+	}
+	for _, l := range s.lists {
+		entries, where := l.own, "the list"
+		if l.file != nil {
+			entries, where = l.file.Get(), l.name
+		}
+		for _, form := range forms {
+			if line, ok := entries.Match(form); ok {
+				v := s.verdict
+				v.Reason = fmt.Sprintf("%s has %q", where, reply.Clean(line, 200))
+				return v
+			}
+		}
+	}
+	return pipeline.Verdict{}
+}
+
+// formsOf are an address as it stands, and without a dot at the end of its
+// domain, which is the same host.
+func formsOf(address string) []string {
+	if short := strings.TrimSuffix(address, "."); short != address && strings.Contains(short, "@") {
+		return []string{address, short}
+	}
+	return []string{address}
+}
