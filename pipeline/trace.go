@@ -33,8 +33,16 @@ type Entry struct {
 	Recipients int `json:"recipients,omitempty"`
 	// Edits describe what it changed.
 	Edits []string `json:"edits,omitempty"`
+	// Split is how many recipients each action is for, where there are several.
+	Split []Part `json:"split,omitempty"`
 	// Took is the filter's time.
 	Took time.Duration `json:"took,omitempty"`
+}
+
+// Part is the part of a verdict that has one action, and for how many recipients.
+type Part struct {
+	Action     string `json:"action"`
+	Recipients int    `json:"recipients"`
 }
 
 // The bounds of a trace: its entries, how many of them may belong to stages
@@ -85,12 +93,12 @@ func (t Trace) merge(e Entry) bool {
 func (e *Entry) same(o *Entry) bool {
 	return e.Filter == o.Filter && e.Stage == o.Stage && e.Action == o.Action && e.Reply == o.Reply &&
 		e.Reason == o.Reason && e.Err == o.Err && e.Skipped == o.Skipped && e.Shadow == o.Shadow &&
-		slices.Equal(e.Edits, o.Edits)
+		len(e.Split) == 0 && len(o.Split) == 0 && slices.Equal(e.Edits, o.Edits)
 }
 
 // say fills in what the verdict was.
 func (e *Entry) say(v *Verdict) {
-	e.Action, e.Reason, e.Reply, e.Edits = v.Action.String(), v.Reason, "", nil
+	e.Action, e.Reason, e.Reply, e.Edits, e.Split = v.Action.String(), v.Reason, "", nil, e.split(v)
 	if v.Action != Continue && v.Action != Accept {
 		e.Reply = reply.For(v.Action, v.Reply).SMTP()
 	}
@@ -105,6 +113,34 @@ func (e *Entry) say(v *Verdict) {
 	if more > 0 {
 		e.Edits = append(e.Edits, fmt.Sprintf("and %d more", more))
 	}
+}
+
+// split counts the recipients of each action; nil if there is only one.
+func (e *Entry) split(v *Verdict) []Part {
+	if len(v.Others) == 0 {
+		return nil
+	}
+	var counts [reply.Actions]int
+	rest := e.Recipients
+	for i := range v.Others {
+		o := &v.Others[i]
+		counts[o.Action] += len(o.Only)
+		rest -= len(o.Only)
+	}
+	if v.Only != nil {
+		rest = len(v.Only)
+	}
+	counts[v.Action] += max(rest, 0)
+	parts := []Part{{v.Action.String(), counts[v.Action]}}
+	for a, n := range counts {
+		if n > 0 && Action(a) != v.Action {
+			parts = append(parts, Part{Action(a).String(), n})
+		}
+	}
+	if len(parts) == 1 {
+		return nil
+	}
+	return parts
 }
 
 // list adds a verdict's edits, and tells how many found no room.

@@ -44,7 +44,7 @@ func TestTrace(t *testing.T) {
 		{Filter: "rcptcheck", Stage: "recipient", Action: "reject", Reply: "550 5.1.1 no mailbox", Reason: "no mailbox", Recipients: 1, Took: time.Second},
 		{Filter: "off", Stage: "message", Skipped: "off", Recipients: 3},
 		{Filter: "when", Stage: "message", Skipped: "when", Recipients: 3},
-		{Filter: "edits", Stage: "message", Action: "continue", Reason: "; discard for 1 others: why", Recipients: 3, Took: time.Second, Edits: edits},
+		{Filter: "edits", Stage: "message", Action: "continue", Reason: "; discard for 1 others: why", Recipients: 3, Took: time.Second, Edits: edits, Split: []Part{{"continue", 1}, {"discard", 1}}},
 		{Filter: "adds", Stage: "message", Action: "continue", Recipients: 2, Took: 2 * time.Second, Edits: []string{"add X-B: 2"}},
 		{Filter: "fails", Stage: "message", Action: "continue", Err: "broken?line of clamd", Recipients: 2, Took: 2 * time.Second},
 	}

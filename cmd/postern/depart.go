@@ -44,7 +44,10 @@ func (d departure) prepare(ctx context.Context, j *queue.Job, host string, form 
 		origin = pipeline.Origin{Standing: pipeline.Stranger.String(), UID: -1}
 	}
 	m, fate, trace := chain.Deliver(ctx, &pipeline.Delivery{ID: j.ID.String(), Envelope: j.Envelope, Origin: origin, Host: host, Form: form}, j.Message)
-	d.log.Info("leaving", "id", j.ID.String(), "host", host, "action", fate.Action.String(), "filter", fate.Filter, "reason", fate.Reason, "filters", trace.LogList())
+	d.log.LogAttrs(ctx, slog.LevelInfo, "leaving", trace.LogShadow([]slog.Attr{
+		slog.String("id", j.ID.String()), slog.String("host", host), slog.String("from", pipeline.LogText(j.Envelope.Sender, 200)),
+		slog.String("action", fate.Action.String()), slog.String("filter", fate.Filter), slog.String("reason", fate.Reason), slog.Any("filters", trace.LogList()),
+	})...)
 	if fate.Action == pipeline.Continue || fate.Action == pipeline.Accept {
 		return m, nil
 	}

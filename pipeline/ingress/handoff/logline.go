@@ -75,6 +75,7 @@ func (n *session) log() {
 	attrs = append(attrs, slog.Int("qp", r.peer.pid))
 	if r.tx != nil {
 		attrs = append(attrs, slog.String("chain", r.tx.Chain), slog.Int64("size", r.size), slog.Any("filters", r.trace.LogList()))
+		attrs = r.trace.LogShadow(attrs)
 	}
 	answered := r.reply != (reply.Reply{})
 	if answered {

@@ -105,6 +105,9 @@ func (n *session) logTransaction() {
 	if !answered && r.asked == 0 || !o.Log.Enabled(context.Background(), slog.LevelInfo) {
 		return
 	}
+	if r.trace == nil && n.judge != nil {
+		r.trace = n.judge.Trace() // it came to no message that could be judged
+	}
 	attrs := append(make([]slog.Attr, 0, 28), slog.String("id", t.ID), slog.String("entrance", o.Entrance),
 		slog.String("message_id", pipeline.LogText(r.messageID, maxLogged)),
 		slog.String("from", pipeline.LogText(t.Envelope.Sender, maxLogged)),
@@ -115,6 +118,7 @@ func (n *session) logTransaction() {
 	}
 	attrs = append(attrs, n.who()...)
 	attrs = append(attrs, slog.String("chain", t.Chain), slog.Int64("size", r.size), slog.Any("filters", r.trace.LogList()))
+	attrs = r.trace.LogShadow(attrs)
 	if answered {
 		attrs = append(attrs, slog.String("answer", r.answer.SMTP()))
 	}
