@@ -8,6 +8,7 @@ import (
 	clamd "github.com/dutchcoders/go-clamd"
 
 	"github.com/postern-mta/postern/pipeline/reply"
+	"github.com/postern-mta/postern/pipeline/servers"
 )
 
 const (
@@ -17,20 +18,13 @@ const (
 	maxName = 120
 )
 
-// refusal is an answer of clamd's that ends in ERROR: it is there, but has not
-// scanned this.
-type refusal string
-
-// Error is clamd's own words.
-func (r refusal) Error() string { return "clamd answers " + string(r) }
-
 // sizeExceeded is how clamd begins its answer to a stream above StreamMaxLength.
 const sizeExceeded = "INSTREAM size limit exceeded"
 
 // parseAnswer reads everything that clamd sent from the end of a stream until it
 // closed: exactly "stream: OK" or "stream: NAME FOUND" and a NUL. The name is ""
-// if nothing was found, else printable ASCII. An answer that ends in ERROR is a
-// refusal; every other one is an error too.
+// if nothing was found, else printable ASCII. One that ends in ERROR is
+// servers.Refused: it is there, but has not scanned this.
 func parseAnswer(b []byte) (name string, err error) {
 	if len(b) == 0 {
 		return "", fmt.Errorf("clamd closed the connection without an answer")
@@ -44,7 +38,11 @@ func parseAnswer(b []byte) (name string, err error) {
 	}
 	text := string(b[:i])
 	if strings.HasSuffix(text, clamd.RES_ERROR) {
-		return "", refusal(fmt.Sprintf("%q", reply.Clean(text, maxName)))
+		err := fmt.Errorf("clamd answers %q", reply.Clean(text, maxName))
+		if strings.Contains(text, sizeExceeded) {
+			err = fmt.Errorf("%w: \"max\" is above its StreamMaxLength, lower the one or raise the other", err)
+		}
+		return "", servers.Refused(err)
 	}
 	result, ok := strings.CutPrefix(text, "stream: ")
 	if ok && result == clamd.RES_OK {

@@ -71,16 +71,13 @@ package clamav
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"log/slog"
-	"net"
 	"strings"
-	"time"
 
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/reply"
+	"github.com/postern-mta/postern/pipeline/servers"
 )
 
 // Name is the filter's name in the configuration, and that of its job.
@@ -134,7 +131,7 @@ func Kind() pipeline.Kind {
 // Filter is the clamav filter. It is its own instance, remembers only which
 // clamds failed, and is safe for concurrent use.
 type Filter struct {
-	clamds  *servers
+	clamds  *servers.Set
 	workers pipeline.Workers
 	spool   message.Spooler
 	request request
@@ -150,29 +147,20 @@ var actions = map[string]pipeline.Action{
 	"refuse": pipeline.Reject, "quarantine": pipeline.Quarantine, "discard": pipeline.Discard, "defer": pipeline.Defer, "pass": pipeline.Continue,
 }
 
-// The bounds of what the configuration may ask for.
-const (
-	maxAddresses = 16
-	maxText      = 200
-)
+// maxText bounds "text" in bytes.
+const maxText = 200
 
 // New makes a clamav filter. It uses the environment's Workers, Spool, Now and
 // Log, and asks no clamd yet; without workers, every message is an error unless
 // Parts is none. Its errors say by a method Key which key they are about.
 func New(env pipeline.Env, o Options) (*Filter, error) {
 	o.fill()
-	if env.Log == nil {
-		env.Log = slog.New(slog.DiscardHandler)
-	}
-	if env.Now == nil {
-		env.Now = time.Now
-	}
 	f := &Filter{
 		workers: env.Workers, spool: env.Spool, parts: o.Parts != "none", max: o.Max, header: o.Header, text: o.Text,
 		request: request{All: o.Parts == "all", Bytes: o.Decoded, Contents: o.Contents},
 	}
 	var err error
-	if f.clamds, err = newServers(o.Address, o.Connections, env); err != nil {
+	if f.clamds, err = servers.New(o.Address, servers.Options{Noun: "clamd", Connections: o.Connections, Ping: ping, Log: env.Log, Now: env.Now}); err != nil {
 		return nil, err
 	}
 	for _, w := range [...]struct {
@@ -224,7 +212,7 @@ func (o *Options) check() error {
 		key        string
 		value, max int64
 	}{
-		{"connections", int64(o.Connections), 1000}, {"max", o.Max, 1<<32 - 1}, {"decoded", o.Decoded, maxDecoded}, {"contents", int64(o.Contents), maxContents},
+		{"connections", int64(o.Connections), servers.MaxConnections}, {"max", o.Max, 1<<32 - 1}, {"decoded", o.Decoded, maxDecoded}, {"contents", int64(o.Contents), maxContents},
 	} {
 		if n.value < 1 || n.value > n.max {
 			return keyError{n.key, fmt.Errorf("%d: write a number from 1 to %d", n.value, n.max)}
@@ -267,20 +255,3 @@ func (f *Filter) Open(context.Context, *pipeline.Session) (pipeline.Instance, er
 
 // Close does nothing.
 func (f *Filter) Close() error { return nil }
-
-// parseAddress reads "unix:PATH" or "tcp:HOST:PORT", with or without "//" behind
-// the first colon.
-func parseAddress(s string) (network, address string, err error) {
-	network, address, _ = strings.Cut(s, ":")
-	address = strings.TrimPrefix(address, "//")
-	switch {
-	case network == "unix" && strings.HasPrefix(address, "/") && len(address) < 108:
-		return network, address, nil
-	case network == "tcp":
-		host, port, err := net.SplitHostPort(address)
-		if err == nil && host != "" && port != "" {
-			return network, address, nil
-		}
-	}
-	return "", "", errors.New("write unix:/path/of/clamd.ctl or tcp:host:port")
-}

@@ -180,8 +180,8 @@ func TestReadError(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if s.scans.Load() != 0 || f.clamds.list[0].failed != 0 {
-		t.Errorf("%d scans, %d failures", s.scans.Load(), f.clamds.list[0].failed)
+	if s.scans.Load() != 0 || f.clamds.Failing() != nil {
+		t.Errorf("%d scans, failing: %q", s.scans.Load(), f.clamds.Failing())
 	}
 }
 
@@ -202,7 +202,7 @@ func TestCancel(t *testing.T) {
 	if _, err := f.Message(ctx, transaction(), message.FromString(large)); err == nil {
 		t.Error("no error")
 	}
-	if f.clamds.list[0].failed != 0 {
+	if f.clamds.Failing() != nil {
 		t.Error("the clamd is blamed")
 	}
 }
@@ -218,7 +218,7 @@ func TestLeaks(t *testing.T) {
 		for _, fault := range faults {
 			if fault.says != "timeout" {
 				s.play.Store(&fault.play)
-				f.clamds.list[0].failed = 0
+				f := newFilter(t, "", s.address) // to which it has not failed
 				if _, err := judge(f, large, 20*time.Second); err == nil {
 					t.Fatal(fault.name)
 				}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/message"
+	"github.com/postern-mta/postern/pipeline/servers"
 )
 
 // real is Debian's clamd with signatures of our own.
@@ -71,9 +72,10 @@ func (r *real) start() {
 		r.t.Fatal(err)
 	}
 	_, path, _ := strings.Cut(r.address, ":")
+	server := &servers.Server{Network: "unix", Address: path}
 	for range 600 {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		answer, err := ask(ctx, "unix", path, "PING")
+		answer, err := ask(ctx, server, "PING")
 		cancel()
 		if err == nil && answer == "PONG" {
 			return

@@ -12,6 +12,7 @@ import (
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/reply"
+	"github.com/postern-mta/postern/pipeline/servers"
 	"github.com/postern-mta/postern/pipeline/worker"
 )
 
@@ -20,7 +21,7 @@ func (f *Filter) Message(ctx context.Context, _ *pipeline.Transaction, m message
 	if m.Size() > f.max {
 		return f.unknown(fmt.Sprintf("larger than %d bytes", f.max)), nil
 	}
-	name, err := f.clamds.scan(ctx, m.Reader(), m.Size())
+	name, err := f.scan(ctx, m.Reader(), m.Size())
 	switch {
 	case err != nil:
 		return pipeline.Verdict{}, err
@@ -41,7 +42,7 @@ func (f *Filter) Message(ctx context.Context, _ *pipeline.Transaction, m message
 	defer c.body.Release() //nolint:errcheck // nothing depends on it
 	at := int64(0)
 	for _, p := range c.pieces {
-		name, err := f.clamds.scan(ctx, io.NewSectionReader(c.body, at, p.size), p.size)
+		name, err := f.scan(ctx, io.NewSectionReader(c.body, at, p.size), p.size)
 		switch {
 		case err != nil:
 			return pipeline.Verdict{}, fmt.Errorf("part %s [%s]: %w", p.part, p.reading, err)
@@ -58,6 +59,18 @@ func (f *Filter) Message(ctx context.Context, _ *pipeline.Transaction, m message
 		what += fmt.Sprintf(" and %d contents of its parts", n)
 	}
 	return f.clean(what), nil
+}
+
+// scan has one of the clamds scan: the name of what it found, "" for nothing.
+func (f *Filter) scan(ctx context.Context, body io.ReaderAt, size int64) (name string, err error) {
+	err = f.clamds.Do(ctx, func(ctx context.Context, s *servers.Server) (err error) {
+		name, err = scan(ctx, s, body, size)
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("not scanned: %w", err)
+	}
+	return name, nil
 }
 
 // contents are a message's contents, laid end to end in a body that their holder
