@@ -5,6 +5,7 @@ CC      ?= cc
 PREFIX  ?= /usr/local
 # Where the shims look for the daemon; privileged ones look nowhere else.
 SOCKET  ?= /run/postern/queue.sock
+REMOTE_SOCKET ?= /run/postern/remote.sock
 FUZZTIME ?= 30s
 # How many packages are tested at a time: more than there are cores, because
 # some wait for disks and clocks.
@@ -13,9 +14,9 @@ TESTP   ?= 3
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 HAVE_CC := $(shell command -v $(CC) 2>/dev/null)
 LDFLAGS  = -s -w -X main.version=$(VERSION)
-TWIN     = -trimpath -ldflags '-s -w -X main.socketPath=$(SOCKET)'
+TWIN     = -trimpath -ldflags '-s -w -X main.socketPath=$(1)'
 CFLAGS  ?= -O2 -g0 -Wall -Wextra -Werror
-SHIM     = $(CC) $(CFLAGS) -DPOSTERN_SOCKET_PATH='"$(SOCKET)"'
+SHIM     = $(CC) $(CFLAGS) -DPOSTERN_SOCKET_PATH='"$(SOCKET)"' -DPOSTERN_REMOTE_SOCKET_PATH='"$(REMOTE_SOCKET)"'
 
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOFUMPT     = mvdan.cc/gofumpt@v0.12.0
@@ -37,8 +38,8 @@ bin/postern: FORCE
 # The C shims where there is a C compiler, static where the system can; the Go
 # twins beside them always, and in their place where there is none.
 shims: FORCE
-	$(GO) build $(TWIN) -o bin/qmail-queue-go ./cmd/qmail-queue
-	$(GO) build $(TWIN) -o bin/qmail-remote-go ./cmd/qmail-remote
+	$(GO) build $(call TWIN,$(SOCKET)) -o bin/qmail-queue-go ./cmd/qmail-queue
+	$(GO) build $(call TWIN,$(REMOTE_SOCKET)) -o bin/qmail-remote-go ./cmd/qmail-remote
 ifneq ($(HAVE_CC),)
 	$(SHIM) -static -o bin/qmail-queue cmd/qmail-queue/c/qmail-queue.c 2>/dev/null || $(SHIM) -o bin/qmail-queue cmd/qmail-queue/c/qmail-queue.c
 	$(SHIM) -static -o bin/qmail-remote cmd/qmail-remote/c/qmail-remote.c 2>/dev/null || $(SHIM) -o bin/qmail-remote cmd/qmail-remote/c/qmail-remote.c
@@ -106,11 +107,16 @@ run: build
 man: bin/postern
 	bin/postern man --dir cmd/postern/man
 
+# A program that is running, or that qmail starts this instant, is replaced by a
+# rename: there is never none, never half of one, and no "text file busy".
+REPLACE = install -m 755 $(1) $(2).new && mv -f $(2).new $(2)
+
 install: build
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(PREFIX)/share/man/man5
-	install -m 755 bin/postern $(DESTDIR)$(PREFIX)/bin/postern
+	$(call REPLACE,bin/postern,$(DESTDIR)$(PREFIX)/bin/postern)
 	install -d $(DESTDIR)$(PREFIX)/lib/postern
-	install -m 755 bin/qmail-queue bin/qmail-remote $(DESTDIR)$(PREFIX)/lib/postern/
+	$(call REPLACE,bin/qmail-queue,$(DESTDIR)$(PREFIX)/lib/postern/qmail-queue)
+	$(call REPLACE,bin/qmail-remote,$(DESTDIR)$(PREFIX)/lib/postern/qmail-remote)
 	install -m 644 cmd/postern/man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8/
 	install -m 644 cmd/postern/man/*.5 $(DESTDIR)$(PREFIX)/share/man/man5/
 

@@ -1,22 +1,44 @@
 package main
 
 import (
-	"bytes"
 	"errors"
+	"flag"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
-	"time"
 )
 
-// built are the builds of the shim; the tests treat all alike.
-var built map[string]string
+// program is one build of the shim; the tests treat all alike.
+type program struct {
+	name  string
+	path  string
+	quick string // the same with a short time for reading
+	plain bool   // C without sanitizers: runs in little memory
+}
+
+// built is what TestMain has made.
+var built struct {
+	programs []program
+	dir      string
+}
+
+// roleVariable makes the test binary become a program in as many bytes of
+// address space as it says.
+const roleVariable = "SHIM_TEST_SPACE"
 
 func TestMain(m *testing.M) {
+	if space, ok := os.LookupEnv(roleVariable); ok {
+		confine(space)
+	}
+	flag.Parse()
+	if err := flag.Set("test.parallel", "8"); err != nil { // the tests mostly wait
+		panic(err)
+	}
 	code, err := buildAndRun(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -25,17 +47,36 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// confine becomes the program that the arguments name, as under softlimit -m.
+func confine(space string) {
+	n, err := strconv.Atoi(space)
+	if err == nil {
+		err = syscall.Setrlimit(syscall.RLIMIT_AS, &syscall.Rlimit{Cur: uint64(n), Max: uint64(n)})
+	}
+	if err == nil {
+		os.Unsetenv(roleVariable)
+		err = syscall.Exec(os.Args[1], os.Args[1:], os.Environ())
+	}
+	fmt.Fprintln(os.Stderr, "confine", err)
+	os.Exit(125)
+}
+
 func buildAndRun(m *testing.M) (int, error) {
 	dir, err := os.MkdirTemp("", "shim")
 	if err != nil {
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
-	inGo, inC := filepath.Join(dir, "go"), filepath.Join(dir, "c")
-	if err := command("go", "build", "-trimpath", "-o", inGo, "."); err != nil {
+	built.dir = dir
+	path := func(name string) string { return filepath.Join(dir, name) }
+	goBuild := func(name string, more ...string) error {
+		args := append([]string{"build", "-trimpath", "-ldflags", "-s -w -X main.socketPath=" + path("default.sock"), "-o", path(name)}, more...)
+		return command("go", append(args, ".")...)
+	}
+	if err := errors.Join(goBuild("go"), goBuild("go-quick", "-tags", "quick")); err != nil {
 		return 0, err
 	}
-	built = map[string]string{"Go": inGo}
+	built.programs = []program{{name: "Go", path: path("go"), quick: path("go-quick")}}
 	if _, err := exec.LookPath("cc"); err != nil {
 		if os.Getenv("CI") == "true" {
 			return 0, errors.New("no C compiler: install cc, the C shim must be tested")
@@ -43,10 +84,20 @@ func buildAndRun(m *testing.M) (int, error) {
 		fmt.Fprintln(os.Stderr, "note: no C compiler, only the Go twin is tested")
 		return m.Run(), nil
 	}
-	if err := command("cc", "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-o", inC, "c/qmail-remote.c"); err != nil {
+	cc := func(name string, more ...string) error {
+		args := []string{"-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", `-DPOSTERN_REMOTE_SOCKET_PATH="` + path("default.sock") + `"`, "-o", path(name)}
+		return command("cc", append(append(args, more...), "c/qmail-remote.c")...)
+	}
+	if err := errors.Join(cc("c", "-static"), cc("c-quick", "-static", "-DPOSTERN_QUICK")); err != nil {
 		return 0, err
 	}
-	built["C"] = inC
+	built.programs = append(built.programs, program{name: "C", path: path("c"), quick: path("c-quick"), plain: true})
+	sanitize := []string{"-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"}
+	if err := errors.Join(cc("san", sanitize...), cc("san-quick", append(sanitize, "-DPOSTERN_QUICK")...)); err != nil {
+		fmt.Fprintln(os.Stderr, "note: the C shim is not tested with sanitizers:", err)
+	} else {
+		built.programs = append(built.programs, program{name: "Sanitized", path: path("san"), quick: path("san-quick")})
+	}
 	return m.Run(), nil
 }
 
@@ -54,108 +105,25 @@ func command(name string, args ...string) error {
 	cmd := exec.Command(name, args...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s %q: %w\n%s", name, args, err, out)
+		return fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, out)
 	}
 	return nil
 }
 
-func check(t *testing.T, err error) {
+func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
 }
 
-// TestReport: what qmail-rspawn reads.
-func TestReport(t *testing.T) {
-	for name, path := range built {
-		for _, row := range []struct {
-			args []string
-			want string
-		}{
-			{nil, improper},
-			{[]string{"host"}, improper},
-			{[]string{"host", "sender@a"}, improper},
-			{[]string{"", ""}, improper},
-			{[]string{"host", "sender@a", "recipient@b"}, unserved},
-			{[]string{"host", "", "recipient@b"}, unserved},
-			{[]string{"host", "sender@a", string(bytes.Repeat([]byte("r"), 100_000)), "recipient@c"}, unserved},
-		} {
-			cmd := exec.Command(path, row.args...)
-			out, err := cmd.Output() // an exit code but 0 is an error
-			if err != nil || string(out) != row.want {
-				t.Errorf("%s with %d arguments: %q, %v", name, len(row.args), out, err)
-			}
-		}
-	}
-	for _, text := range []string{improper, unserved} {
-		if first := text[0]; (first != 'D' && first != 'Z') || bytes.IndexByte([]byte(text), 0) != len(text)-1 || text[len(text)-2] != '\n' {
-			t.Errorf("%q is not one report", text)
-		}
-	}
-}
-
-// run starts the program with a file as stdout, nil for none.
-func run(t *testing.T, path string, stdout *os.File) *os.Process {
-	t.Helper()
-	p, err := os.StartProcess(path, []string{path, "host", "sender", "recipient"}, &os.ProcAttr{Files: []*os.File{nil, stdout}})
-	check(t, err)
-	return p
-}
-
-// exits0 waits for the program.
-func exits0(t *testing.T, name string, p *os.Process) {
-	t.Helper()
-	timer := time.AfterFunc(time.Minute, func() { p.Kill() })
-	defer timer.Stop()
-	state, err := p.Wait()
-	check(t, err)
-	if state.ExitCode() != 0 {
-		t.Errorf("%s: %v", name, state)
-	}
-}
-
-// TestNobodyReads: that is no reason for a bounce.
-func TestNobodyReads(t *testing.T) {
-	for name, path := range built {
-		exits0(t, name, run(t, path, nil))
-		r, w, err := os.Pipe()
-		check(t, err)
-		check(t, r.Close())
-		exits0(t, name, run(t, path, w))
-		check(t, w.Close())
-	}
-}
-
-// TestFullPipe: a pipe that takes the report only when it is read, and does not block.
-func TestFullPipe(t *testing.T) {
-	for name, path := range built {
-		r, w, err := os.Pipe()
-		check(t, err)
-		fd := int(w.Fd())
-		check(t, syscall.SetNonblock(fd, true))
-		filled := 0
-		for {
-			n, err := syscall.Write(fd, make([]byte, 4096))
-			if errors.Is(err, syscall.EAGAIN) {
-				break
-			}
-			check(t, err)
-			filled += n
-		}
-		// Not os.StartProcess, which would make the pipe block again.
-		pid, err := syscall.ForkExec(path, []string{path, "host", "sender", "recipient"}, &syscall.ProcAttr{Files: []uintptr{uintptr(fd), uintptr(fd), 2}})
-		check(t, err)
-		check(t, w.Close())
-		time.Sleep(100 * time.Millisecond)
-		out, err := io.ReadAll(r)
-		check(t, err)
-		p, err := os.FindProcess(pid)
-		check(t, err)
-		exits0(t, name, p)
-		if got := string(out[min(filled, len(out)):]); got != unserved {
-			t.Errorf("%s: %q", name, got)
-		}
-		check(t, r.Close())
+// each runs a test for every build of the shim.
+func each(t *testing.T, test func(t *testing.T, p program)) {
+	t.Parallel()
+	for _, p := range built.programs {
+		t.Run(p.name, func(t *testing.T) {
+			t.Parallel()
+			test(t, p)
+		})
 	}
 }

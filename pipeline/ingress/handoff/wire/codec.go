@@ -50,7 +50,7 @@ func ParseHello(packet []byte) (Hello, error) {
 	switch {
 	case h.Program != ProgramQueue && h.Program != ProgramRemote,
 		h.Flags&^flagsKnown != 0,
-		h.ArgsLen > MaxArgs || h.EnvLen > MaxEnv || uint32(h.Argc) > h.ArgsLen:
+		h.ArgsLen > h.Program.maxArgs() || h.EnvLen > MaxEnv || uint32(h.Argc) > h.ArgsLen:
 		return Hello{}, ErrField
 	case uint32(len(h.Chunk)) > h.ArgsLen+h.EnvLen:
 		return Hello{}, ErrList
@@ -200,4 +200,13 @@ func ParsePair(packet []byte) (Pair, error) {
 		return p, nil
 	}
 	return Pair{}, ErrField
+}
+
+// Append encodes the piece.
+func (t Text) Append(b []byte) []byte { return append(append(b, byte(KindText)), t.Chunk...) }
+
+// ParseText decodes a piece, which is a part of the packet.
+func ParseText(packet []byte) (Text, error) {
+	b, err := body(packet, KindText, 1, MaxChunk)
+	return Text{Chunk: b}, err
 }

@@ -22,7 +22,7 @@
 //
 // The chunks of H and of the Ds that follow at once, joined, are argsLen bytes of arguments and then envLen bytes of
 // environment, each entry ended by a NUL. Where one chunk ends is the sender's choice. argc counts the arguments,
-// argv[0] included. Limits: MaxArgs, MaxEnv, MaxChunk a chunk. Environment entries that do not fit into MaxEnv are left
+// argv[0] included. Limits: MaxArgs (MaxRemoteArgs for 'r'), MaxEnv, MaxChunk a chunk. Environment entries that do not fit into MaxEnv are left
 // out whole, and the flag says so: a reader must then not take a missing name for an unset one. Arguments are never left
 // out: a shim that has too many answers temporarily. Of several entries with one name the first counts.
 //
@@ -46,8 +46,9 @@
 //	X exit       code u8, dialect u8, textLen u16, text                     -
 //	N next       mode u8 (0 exec, 1 wait), count u16, path, NUL             -
 //	P pair       index u16                                                  message, envelope
+//	T text       chunk (to the end, 1 to MaxChunk bytes)                    -
 //
-// The order is A, then B and E, then X or else N and its Ps. X may also come first: a daemon that takes no more says so
+// The order is A, then B and E, then X or else N and its Ps. (T, and what differs for qmail-remote, is below.) X may also come first: a daemon that takes no more says so
 // at once. The daemon reads the whole hello before it answers with anything, so that closing the socket loses no answer.
 //
 // A: silence for longer than beat means that the daemon is gone; each frame from it, B or another, ends the silence.
@@ -68,7 +69,23 @@
 // own exit code is the main program's (81 for a signal). A daemon that goes away after the last P changes nothing: the
 // shim has all it needs, and ends the run.
 //
+// # qmail-remote
+//
+// The shim sends its arguments and no environment, as nothing in it is used. E says that the daemon has read the message
+// to its end, for which it has RemoteWait. What follows is one of:
+//
+//   - N with mode exec, and one P, which brings the message alone. The shim becomes the program, with the arguments that
+//     it has itself, argv[0] included. If it cannot, it sends R with exit 71 and reports Z.
+//   - Ts and then X with code 0. The chunks of the Ts, joined, are the whole report, as qmail-remote.c writes it: at most
+//     MaxReport bytes, the last one a NUL. The shim writes it to descriptor 1 when X has come, and not before: half a
+//     report is a bounce to qmail-rspawn (qmail-rspawn.c:report).
+//   - X with any code and a text: the text, a line feed and a NUL are the report.
+//
+// In every other case the report is a Z of the shim's own. It exits 0 whatever happens.
+//
 // # When it ends early
+//
+// For qmail-remote read a Z report and exit 0 where this says an exit code, and RemoteWait for TotalWait.
 //
 //	what happens                                        the shim
 //	daemon missing or refusing                          retries for ConnectWait, then 71

@@ -12,7 +12,12 @@ const (
 	MaxText   = 1023                  // text of an Exit
 	MaxPath   = 4096                  // path of a Next with its NUL
 	MaxPairs  = 128                   // pairs of a Next, a count
+	MaxReport = 1 << 20               // all Texts together
 	helloHead = 1 + 3 + 4 + 2 + 4 + 4 // a hello without its chunk
+
+	// MaxRemoteArgs is MaxArgs of a qmail-remote, which has a recipient in each
+	// argument: as much as Linux passes by default (execve(2)).
+	MaxRemoteArgs = 2 << 20
 )
 
 // Waiting times of the shims, in milliseconds.
@@ -20,6 +25,7 @@ const (
 	ConnectWait    = 10_000     // for a daemon that is missing, and again for its A; $POSTERN_WAIT changes it
 	ConnectWaitMax = 60_000     // the most that $POSTERN_WAIT can say
 	TotalWait      = 86_400_000 // for E: qmail-queue.c DEATH
+	RemoteWait     = 3_600_000  // for E, of a qmail-remote: its message is a file
 )
 
 // HopsVariable counts how often a shim has handed on to a next program that may be a shim; MaxHops of them are a loop.
@@ -43,6 +49,7 @@ const (
 	KindExit     Kind = 'X'
 	KindNext     Kind = 'N'
 	KindPair     Kind = 'P'
+	KindText     Kind = 'T'
 )
 
 // KindOf returns the kind of a packet; 0 for an empty one, which is end of file.
@@ -85,6 +92,14 @@ func (p Program) Descriptors() int {
 		return 2
 	}
 	return 1
+}
+
+// maxArgs is the limit of the program's arguments.
+func (p Program) maxArgs() uint32 {
+	if p == ProgramRemote {
+		return MaxRemoteArgs
+	}
+	return MaxArgs
 }
 
 // Flags of a Hello.
@@ -158,7 +173,12 @@ type Next struct {
 	Path  string
 }
 
-// Pair comes with two descriptors: message, envelope.
+// Pair comes with two descriptors: message, envelope; for a qmail-remote with the message alone.
 type Pair struct {
 	Index uint16
+}
+
+// Text is a piece of a qmail-remote's report.
+type Text struct {
+	Chunk []byte
 }

@@ -25,6 +25,7 @@ var parsers = map[Kind]func([]byte) (frame, error){
 	KindExit:     func(b []byte) (frame, error) { return ParseExit(b) },
 	KindNext:     func(b []byte) (frame, error) { return ParseNext(b) },
 	KindPair:     func(b []byte) (frame, error) { return ParsePair(b) },
+	KindText:     func(b []byte) (frame, error) { return ParseText(b) },
 }
 
 // samples has good frames of every kind and their bytes as the package doc has them.
@@ -50,6 +51,7 @@ var samples = []struct {
 	{"exec", Next{Mode: ModeExec, Count: 1, Path: "/q"}, "N\x00\x01\x00/q\x00"},
 	{"wait", Next{Mode: ModeWait, Count: 128, Path: "/q"}, "N\x01\x80\x00/q\x00"},
 	{"pair", Pair{Index: 3}, "P\x03\x00"},
+	{"text", Text{Chunk: []byte("r\x00K")}, "Tr\x00K"},
 }
 
 func TestFramesAreAsTheDocSays(t *testing.T) {
@@ -77,14 +79,14 @@ func TestLengthIsExact(t *testing.T) {
 	for _, s := range samples {
 		kind := KindOf([]byte(s.bytes))
 		for n := range len(s.bytes) {
-			if kind == KindData && n > 1 || kind == KindHello && n >= helloHead {
+			if (kind == KindData || kind == KindText) && n > 1 || kind == KindHello && n >= helloHead {
 				continue
 			}
 			if v, err := parsers[kind]([]byte(s.bytes[:n])); err == nil {
 				t.Errorf("%s cut to %d bytes: got %#v", s.name, n, v)
 			}
 		}
-		if v, err := parsers[kind]([]byte(s.bytes + "\x00")); err == nil && kind != KindData {
+		if v, err := parsers[kind]([]byte(s.bytes + "\x00")); err == nil && kind != KindData && kind != KindText {
 			t.Errorf("%s and one byte more: got %#v", s.name, v)
 		}
 	}
@@ -107,11 +109,14 @@ func TestMalformed(t *testing.T) {
 		{"another program", head('s', 0, 0, 0, 0), KindHello, ErrField},
 		{"unknown flag", head('q', 4, 0, 0, 0), KindHello, ErrField},
 		{"too many bytes of arguments", head('q', 0, 0, MaxArgs+1, 0), KindHello, ErrField},
+		{"too many bytes of a qmail-remote's arguments", head('r', 0, 0, MaxRemoteArgs+1, 0), KindHello, ErrField},
 		{"too many bytes of environment", head('q', 0, 0, 0, MaxEnv+1), KindHello, ErrField},
 		{"more arguments than bytes", head('q', 0, 2, 1, 0), KindHello, ErrField},
 		{"more chunk than announced", head('q', 0, 1, 1, 0) + "ab", KindHello, ErrList},
 		{"chunk too long", head('q', 0, 0, MaxArgs, 0) + long(MaxChunk+1), KindHello, ErrLength},
 		{"empty chunk", "D", KindData, ErrLength},
+		{"empty text", "T", KindText, ErrLength},
+		{"text too long", "T" + long(MaxChunk+1), KindText, ErrLength},
 		{"data too long", "D" + long(MaxChunk+1), KindData, ErrLength},
 		{"result of no pair", "R\x80\x00\x00\x00\x00\x00\x00\x00", KindResult, ErrField},
 		{"no beat", "A\x01\x00\x00\x00\x00\x01\x00\x00\x00", KindAccepted, ErrField},
