@@ -101,7 +101,8 @@ func (e *entity) encodedMultipart(src *source, from int64, reading Reading) (fou
 }
 
 // split adds the parts between the lines of a boundary: those up to the closing
-// delimiter, then those that only other readers see.
+// delimiter, then those that only other readers see. found is false if no line
+// is the boundary and nothing else: by the standard it divides nothing then.
 func (e *entity) split(src *source, from, end int64, b string, reading Reading) (found bool, err error) {
 	cuts, seen := src.cuts(from, end, b)
 	if !e.spend(seen*32, e.p) {
@@ -146,7 +147,7 @@ func (e *entity) split(src *source, from, end int64, b string, reading Reading) 
 			return true, err
 		}
 	}
-	return len(cuts) > 0, nil
+	return len(exact) > 0, nil
 }
 
 // beyond splits on, behind the part's end, for a reader who looks for the inner
