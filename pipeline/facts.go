@@ -70,6 +70,7 @@ var mailFacts = [...]struct {
 	{"header", rules.StringFunc, AtMessage, "the value of the first field of a name", func(s *subject) any { return s.message.Head().Get }},
 	{"headers", rules.StringsFunc, AtMessage, "the values of all fields of a name", func(s *subject) any { return s.message.Head().Values }},
 	{"score", rules.Float, AtMessage, "the sum of the scores that filters gave so far", func(s *subject) any { return s.tx.Score() }},
+	{"results", rules.Strings, AtMessage, "the authentication results so far, as dkim=fail or spf=softfail", func(s *subject) any { return s.results() }},
 	{"symbols", rules.Strings, AtMessage, "the names of what filters found so far", func(s *subject) any { return s.symbols() }},
 }
 
@@ -91,6 +92,14 @@ func (s *subject) symbols() []string {
 		names[i] = symbol.Name
 	}
 	return names
+}
+
+func (s *subject) results() []string {
+	all := make([]string, len(s.tx.Results))
+	for i, r := range s.tx.Results {
+		all[i] = r.Method + "=" + r.Result
+	}
+	return all
 }
 
 // fact gives the value that a rule asks for.

@@ -20,6 +20,7 @@ func TestFacts(t *testing.T) {
 	tx := &Transaction{
 		Session: s, Envelope: envelope.To("a@example.net", "r@example.org", "x@example.com"), Active: []int{0},
 		Symbols: []Symbol{{Name: "BAD", Score: 2}, {Name: "WORSE", Score: 1.5}},
+		Results: []AuthResult{{Method: "dkim", Result: "fail"}, {Method: "dkim", Result: "pass"}},
 	}
 	m := message.FromString("Received: 1\nDelivered-To: 2\nSubject: h\xe4\nX: 1\nX: 2\n\nbody\n")
 	want := map[string]string{
@@ -30,6 +31,7 @@ func TestFacts(t *testing.T) {
 		"tls": `tls == "TLS1.3"`, "env": `env("A") == "b" and env("B") == ""`, "helo": `helo == "helo.example.net"`, "sender": `sender == "a@example.net"`,
 		"recipients": `all(recipients, # == "r@example.org") and any(recipients, true)`, "ours": "ours", "size": "size == 56", "eightbit": "eightbit", "hops": "hops == 2",
 		"header": `header("x") == "1"`, "headers": `"1" in headers("X") and "2" in headers("X")`, "score": "score == 3.5", "symbols": `"BAD" in symbols and "WORSE" in symbols`,
+		"results": `"dkim=fail" in results and "dkim=pass" in results and not any(results, # startsWith "spf=")`,
 	}
 	for i := range mailFacts {
 		f := &mailFacts[i]

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/postern-mta/postern/pipeline/envelope"
 	"github.com/postern-mta/postern/pipeline/message"
@@ -173,6 +174,11 @@ func (v *Verdict) checkPart(stage Stage) error {
 	}
 	if (len(v.Edits) > 0 || v.Body != nil) && !editable(stage) {
 		return fmt.Errorf("edits are not allowed at the %v stage", stage)
+	}
+	for _, s := range v.Symbols {
+		if math.IsNaN(s.Score) || math.IsInf(s.Score, 0) { // one would make every sum so
+			return fmt.Errorf("the score of symbol %.80q is no number", s.Name)
+		}
 	}
 	for _, e := range v.Edits {
 		if stage == AtDelivery && e.Kind != EditField { // its envelope is settled

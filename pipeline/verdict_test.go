@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 
@@ -59,6 +60,8 @@ func TestIllegal(t *testing.T) {
 		v     Verdict
 		err   string
 	}{
+		{"a score that is no number", AtMessage, Verdict{Symbols: []Symbol{{Name: "A", Score: 1}, {Name: "B", Score: math.NaN()}}}, "the score of symbol \"B\" is no number"},
+		{"an infinite score", AtConnect, Verdict{Symbols: []Symbol{{Name: "A", Score: math.Inf(-1)}}}, "the score of symbol \"A\" is no number"},
 		{"discard at connect", AtConnect, Verdict{Action: Discard}, "not allowed at the connect stage"},
 		{"quarantine at recipient", AtRecipient, Verdict{Action: Quarantine}, "not allowed at the recipient stage"},
 		{"no action", AtMessage, Verdict{Action: 77}, "verdict invalid"},

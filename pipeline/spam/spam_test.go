@@ -113,7 +113,7 @@ func TestStatus(t *testing.T) {
 	}
 	lines := strings.Split(h.String(), "\n")
 	for _, line := range lines {
-		if len(line) > maxLine+2*maxName || strings.ContainsAny(line, "\r\x00\xff") {
+		if len(line) > maxLine+2*maxName || reply.Clean(line, 1000) != strings.TrimSpace(line) {
 			t.Errorf("%q", line)
 		}
 	}
