@@ -17,6 +17,7 @@ import (
 
 	"github.com/postern-mta/postern/cmd/postern/config"
 	"github.com/postern-mta/postern/filters"
+	"github.com/postern-mta/postern/filters/rcptcheck"
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/reply"
 	"github.com/postern-mta/postern/pipeline/worker"
@@ -30,6 +31,7 @@ const defaultConfig = "/etc/postern/postern.toml"
 
 func main() {
 	worker.Main(jobs()) // a process of the daemon's pool does not return
+	rcptcheck.Main()    // nor does one that starts programs
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 

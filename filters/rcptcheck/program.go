@@ -2,35 +2,43 @@ package rcptcheck
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
-	"sync"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/reply"
 )
 
-// The exit codes of RCPTCHECK.
+// The exit codes of RCPTCHECK. The last two are of Sagredo's qmail.
 const (
+	exitOK        = 0
 	exitInvalid   = 100
 	exitTemporary = 111
 	exitCannotRun = 120
+	exitIgnore    = 112
+	exitOverLimit = 113
+)
+
+const (
+	// textFD is where a program may write what the peer hears (USE_FD4).
+	textFD = 4
+	// overLimitText is what the peer hears otherwise after exitOverLimit.
+	overLimitText = "you have exceeded your messaging limits"
 )
 
 // What a program may use.
 const (
-	maxMemory = 2 << 30 // bytes of address space
+	maxMemory = 2 << 30 // bytes
 	maxWrite  = 16 << 20
-	maxFiles  = 256
+	maxFiles  = 512
 	// maxCPU is in seconds, beyond the time that it may take anyway.
 	maxCPU = 1
 	// maxOutput is how much of what it writes is logged, in bytes.
@@ -52,31 +60,56 @@ func (p *program) name() string { return reply.Clean(p.path, 200) }
 
 func (*program) close() error { return nil }
 
-func (p *program) ask(ctx context.Context, address string, tx *pipeline.Transaction) (answer, error) {
+func (p *program) ask(ctx context.Context, address string, tx *pipeline.Transaction) (finding, error) {
 	key := p.path + "\x00" + address
 	if known, ok := p.kept.get(key); ok {
 		if known {
-			return valid, nil
+			return finding{answer: valid}, nil
 		}
-		return unknown, nil
+		return finding{}, nil
 	}
 	if strings.Contains(address, "\x00") {
-		return unknown, nil // nobody has such an address, and no environment can name it
+		return finding{}, nil // nobody has such an address, and no environment can name it
 	}
-	code, err := p.runner.run(ctx, p, environment(address, tx))
-	switch {
-	case err != nil:
-		return unknown, err
-	case code == exitInvalid:
-		p.kept.put(key, false)
-		return unknown, nil
-	case code == exitTemporary, code == exitCannotRun:
-		return unknown, fmt.Errorf("exit %d: it cannot tell now", code)
-	case code != 0:
+	code, said, err := p.runner.run(ctx, p.path, p.wait, request{Path: p.path, Args: p.args, Env: environment(address, tx), Extra: textFD}, "")
+	if err != nil {
+		return finding{}, err
+	}
+	f, err := judged(code, said)
+	if code != exitOK && f.answer == valid {
 		p.runner.log.Warn("a program for rcptcheck ended with a code that means nothing: it counts as a yes", "program", p.path, "exit", code)
 	}
-	p.kept.put(key, true)
-	return valid, nil
+	if said == "" && err == nil && (f.answer == valid || f.answer == unknown) {
+		p.kept.put(key, f.answer == valid)
+	}
+	return f, err
+}
+
+// judged is what a program's exit code and its text mean.
+func judged(code int, said string) (finding, error) {
+	r, ok := reply.Parse(said)
+	ok = ok && r.Code >= 400
+	switch code {
+	case exitInvalid:
+		if ok {
+			return finding{answer: refused, reply: r}, nil
+		}
+		return finding{answer: unknown}, nil
+	case exitTemporary, exitCannotRun:
+		err := fmt.Errorf("exit %d: it cannot tell now", code)
+		if ok && r.Code < 500 {
+			return finding{}, reply.With(r, err)
+		}
+		return finding{}, err
+	case exitIgnore:
+		return finding{answer: noOpinion}, nil
+	case exitOverLimit:
+		if !ok || r.Code >= 500 {
+			r = reply.Make(451, reply.Enhanced{Subject: 3}, overLimitText)
+		}
+		return finding{answer: refused, reply: r}, nil
+	}
+	return finding{answer: valid}, nil
 }
 
 // environment is what a program is told.
@@ -86,7 +119,7 @@ func environment(address string, tx *pipeline.Transaction) []string {
 	for k, v := range s.Env {
 		vars[k] = v
 	}
-	vars["SENDER"], vars["RECIPIENT"], vars["HELO"] = tx.Envelope.Sender, address, s.Helo
+	vars["SENDER"], vars["RECIPIENT"], vars["HELO"], vars["USE_FD4"] = tx.Envelope.Sender, address, s.Helo, "1"
 	if s.Peer.IsValid() {
 		vars["TCPREMOTEIP"], vars["TCPREMOTEPORT"] = s.Peer.Addr().Unmap().String(), strconv.Itoa(int(s.Peer.Port()))
 	}
@@ -107,133 +140,168 @@ func environment(address string, tx *pipeline.Transaction) []string {
 
 // runner runs programs, so many at a time.
 type runner struct {
-	log    *slog.Logger
-	places chan struct{}
-	ours   sync.Once
+	log      *slog.Logger
+	places   chan struct{}
+	starters []starter
 }
 
-// keepOurs sees to it that no descriptor of this process is left open in a
-// program: Go's own are not, but who started us may have left us some.
-func (r *runner) keepOurs() {
-	files, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		r.log.Warn("programs for rcptcheck may get descriptors that the daemon was started with", "error", err)
-	}
-	for _, f := range files {
-		if fd, err := strconv.Atoi(f.Name()); err == nil && fd > 2 {
-			unix.CloseOnExec(fd)
+// perStarter is how many programs a starter has at a time, each with a thread.
+const perStarter = 64
+
+func newRunner(log *slog.Logger, programs int) *runner {
+	return &runner{log: log, places: make(chan struct{}, programs), starters: make([]starter, (programs+perStarter-1)/perStarter)}
+}
+
+// take takes a place at the first starter that has one free; one is.
+func (r *runner) take() *starter {
+	for {
+		for i := range r.starters {
+			s := &r.starters[i]
+			if s.programs.Add(1) <= perStarter {
+				return s
+			}
+			s.programs.Add(-1)
 		}
 	}
 }
 
-// run runs a program to its end, and kills it and what it has started when its
-// time is over. code is how it exited.
-func (r *runner) run(ctx context.Context, p *program, env []string) (code int, err error) {
+// run runs a program to its end, and has it killed, with what it has started,
+// when its time is over. input is what it finds on its third descriptor; if that
+// is "", it may write to it instead, and said is what. code is how it exited.
+func (r *runner) run(ctx context.Context, name string, wait time.Duration, q request, input string) (code int, said string, err error) {
 	select {
 	case r.places <- struct{}{}:
 		defer func() { <-r.places }()
 	case <-ctx.Done():
-		return 0, fmt.Errorf("%d programs run already: %w", cap(r.places), ctx.Err())
+		return 0, "", fmt.Errorf("%d programs run already: %w", cap(r.places), ctx.Err())
 	}
-	ctx, cancel := context.WithTimeout(ctx, p.wait)
+	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	if err := ctx.Err(); err != nil {
-		return 0, err
+		return 0, "", err
 	}
-	r.ours.Do(r.keepOurs)
-	out := &output{}
-	// Standard input is /dev/null, and all descriptors of ours close on exec.
-	c := &exec.Cmd{
-		Path: p.path, Args: append([]string{p.path}, p.args...), Env: env, Dir: "/", Stdout: out, Stderr: out,
-		SysProcAttr: &syscall.SysProcAttr{Setpgid: true}, WaitDelay: lingering,
+	q.CPU = uint64(wait/time.Second) + maxCPU
+	out, err := newOutput(maxOutput)
+	if err != nil {
+		return 0, "", err
 	}
-	if err := c.Start(); err != nil {
-		return 0, fmt.Errorf("it cannot be run: %w", err)
+	defer out.close()
+	extra, text := out.theirs, &output{}
+	if input == "" {
+		if text, err = newOutput(reply.MaxText); err == nil {
+			defer text.close()
+			extra = text.theirs
+		}
+	} else if extra, err = filled(input); err == nil {
+		defer extra.Close()
 	}
-	limit(c.Process.Pid, p.wait)
-	late := r.watch(ctx, c.Process.Pid)
-	err = c.Wait()
-	if text := out.text(); text != "" {
-		r.log.Info("a program for rcptcheck says", "program", p.path, "text", text)
+	if err != nil {
+		return 0, "", err
 	}
-	var exited *exec.ExitError
+	starter := r.take()
+	defer starter.programs.Add(-1)
+	conn, err := starter.start(&q, out.theirs, extra)
+	if err != nil {
+		return 0, "", err
+	}
+	defer conn.Close()
+	e, late, err := await(ctx, conn)
+	written := out.text()
+	if written != "" {
+		r.log.Info("a program for rcptcheck says", "program", name, "text", written)
+	}
 	switch {
 	case late:
-		return 0, fmt.Errorf("it was killed: %w", ctx.Err())
-	case err == nil, errors.Is(err, exec.ErrWaitDelay): // a process that it left behind held its output open
-		return 0, nil
-	case !errors.As(err, &exited):
-		return 0, err
-	case !exited.Exited():
-		return 0, fmt.Errorf("it died: %s", exited.ProcessState)
+		return 0, "", fmt.Errorf("it was killed: %w", ctx.Err())
+	case err != nil:
+		return 0, "", err
+	case e.Error != "":
+		return 0, "", fmt.Errorf("it cannot be run: %s", e.Error)
+	case !e.Status.Exited():
+		return 0, "", fmt.Errorf("it died: signal: %s", e.Status.Signal())
 	}
-	return exited.ExitCode(), nil
+	return e.Status.ExitStatus(), text.text(), nil
 }
 
-// watch waits for the end of a process, or of its time, and kills its group then.
-// The process is not reaped before that, so that its number is still its own.
-// late is whether its time was over first.
-func (r *runner) watch(ctx context.Context, pid int) (late bool) {
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		for {
-			if err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil); !errors.Is(err, unix.EINTR) {
-				return
-			}
-		}
-	}()
-	select {
-	case <-ended:
-	case <-ctx.Done():
-		late = true
+// await waits for the end of a program. late is whether its time was over first.
+func await(ctx context.Context, conn *net.UnixConn) (e ending, late bool, err error) {
+	stop := context.AfterFunc(ctx, func() {
+		_ = conn.CloseWrite() // it is killed
+		_ = conn.SetReadDeadline(time.Now().Add(startTimeout))
+	})
+	err = json.NewDecoder(conn).Decode(&e)
+	if !stop() {
+		return e, true, nil
 	}
-	unix.Kill(-pid, unix.SIGKILL) //nolint:errcheck // nothing may be left of it
-	<-ended
-	return late
+	if err != nil {
+		err = fmt.Errorf("%w: %w", errStarterGone, err)
+	}
+	return e, false, err
 }
 
-// limit bounds what a process may use; what it starts inherits that.
-func limit(pid int, wait time.Duration) {
-	for _, l := range []struct {
-		resource int
-		value    uint64
-	}{
-		{unix.RLIMIT_AS, maxMemory},
-		{unix.RLIMIT_FSIZE, maxWrite},
-		{unix.RLIMIT_NOFILE, maxFiles},
-		{unix.RLIMIT_CORE, 0},
-		{unix.RLIMIT_CPU, uint64(wait/time.Second) + maxCPU},
-	} {
-		unix.Prlimit(pid, l.resource, &unix.Rlimit{Cur: l.value, Max: l.value}, nil) //nolint:errcheck // it may have ended
+// filled is a pipe that holds a text, which must be short.
+func filled(text string) (*os.File, error) {
+	theirs, ours, err := os.Pipe()
+	if err != nil {
+		return nil, err
 	}
+	_, err = ours.WriteString(text)
+	if err = errors.Join(err, ours.Close()); err != nil {
+		theirs.Close()
+		return nil, err
+	}
+	return theirs, nil
 }
 
-// output keeps the beginning of what a program writes, and takes the rest: who
-// floods must not block.
+// output reads what a program writes: it keeps the beginning and takes the rest,
+// since who floods must not block.
 type output struct {
-	mu   sync.Mutex
-	kept []byte
-	more int
+	ours, theirs *os.File
+	limit        int
+	kept         []byte
+	more         int
+	done         chan struct{}
+}
+
+func newOutput(limit int) (o *output, err error) {
+	o = &output{limit: limit, done: make(chan struct{})}
+	if o.ours, o.theirs, err = os.Pipe(); err != nil {
+		return nil, err
+	}
+	go func() {
+		defer close(o.done)
+		_, _ = io.Copy(o, o.ours)
+	}()
+	return o, nil
 }
 
 // Write is io.Writer.
 func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	n := min(len(p), maxOutput-len(o.kept))
+	n := min(len(p), o.limit-len(o.kept))
 	o.kept = append(o.kept, p[:n]...)
 	o.more += len(p) - n
 	return len(p), nil
 }
 
-// text is what was written, clean.
+// text is what was written, clean. It waits for those who hold the other end,
+// but not for long.
 func (o *output) text() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	text := reply.Clean(string(o.kept), maxOutput)
+	if o.ours == nil {
+		return ""
+	}
+	o.theirs.Close()
+	_ = o.ours.SetReadDeadline(time.Now().Add(lingering))
+	<-o.done
+	text := reply.Clean(string(o.kept), o.limit)
 	if o.more > 0 {
 		text += fmt.Sprintf(" (and %d bytes more)", o.more)
 	}
 	return text
+}
+
+// close ends the reading.
+func (o *output) close() {
+	o.theirs.Close()
+	o.ours.Close()
+	<-o.done
 }

@@ -12,7 +12,15 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/postern-mta/postern/pipeline"
 )
+
+// The test binary is what starts the programs, too.
+func TestMain(m *testing.M) {
+	Main()
+	os.Exit(m.Run())
+}
 
 // script is a program of a few lines of shell.
 func script(t testing.TB, text string) string {
@@ -32,7 +40,7 @@ func programRig(t testing.TB, text string) *rig {
 
 func TestExitCodes(t *testing.T) {
 	r := programRig(t, `exit "${RECIPIENT%@*}"`)
-	r.want("known", "0@example.org", "1@example.org", "99@example.org", "112@example.org", "127@example.org")
+	r.want("known", "0@example.org", "1@example.org", "99@example.org", "110@example.org", "127@example.org")
 	r.want("unknown", "100@example.org")
 	r.want("error: "+r.checks[0].name()+": exit 111: it cannot tell now", "111@example.org")
 	r.want("error: "+r.checks[0].name()+": exit 120", "120@example.org")
@@ -52,7 +60,6 @@ func TestContract(t *testing.T) {
 	r := newRig(t, Options{Checks: []Check{{Program: script(t, `
 env >`+dir+`/env
 ls -l /proc/self/fd >`+dir+`/fd
-sleep .3 # the limits are set when it has been started
 ulimit -a >`+dir+`/limits
 echo "$0 $1 $2" >`+dir+`/args
 pwd >`+dir+`/pwd
@@ -68,7 +75,7 @@ echo "220 this is not"; printf 'a \033[31mdialogue\n' >&2`), Args: []string{"one
 	}
 	for _, line := range []string{
 		"SENDER=a@example.net", "RECIPIENT=joe@example.org", "HELO=mail.example.net", "TCPREMOTEIP=192.0.2.1",
-		"TCPREMOTEHOST=mail.example.net", "TCPREMOTEPORT=2525", "PROTO=TCP", "PATH=/usr/local/bin:/usr/bin:/bin",
+		"TCPREMOTEHOST=mail.example.net", "TCPREMOTEPORT=2525", "PROTO=TCP", "USE_FD4=1", "PATH=/usr/local/bin:/usr/bin:/bin",
 	} {
 		if !strings.Contains("\n"+read("env"), "\n"+line+"\n") {
 			t.Errorf("it is not told %s: %s", line, read("env"))
@@ -86,13 +93,13 @@ echo "220 this is not"; printf 'a \033[31mdialogue\n' >&2`), Args: []string{"one
 			continue
 		}
 		switch n, to, _ := strings.Cut(fd, " -> "); {
-		case n == "0" && to == "/dev/null", n == "1" && strings.HasSuffix(to, "/fd"), n == "2" && strings.HasPrefix(to, "pipe:"):
-		case strings.HasPrefix(to, "/proc/"), n == "10": // those of ls and of the shell
+		case n == "0" && to == "/dev/null", n == "1" && strings.HasSuffix(to, "/fd"), (n == "2" || n == "4") && strings.HasPrefix(to, "pipe:"):
+		case n == "3" && strings.HasPrefix(to, "/proc/"), n == "10": // those of ls and of the shell
 		default:
 			t.Errorf("it has the descriptor %s: %s", n, to)
 		}
 	}
-	if l := read("limits"); !strings.Contains(l, strconv.Itoa(maxMemory>>10)) || !strings.Contains(l, " "+strconv.Itoa(maxFiles)+"\n") {
+	if l := read("limits"); !strings.Contains(l, " "+strconv.Itoa(maxFiles)+"\n") {
 		t.Errorf("it has the limits\n%s", l)
 	}
 	if l := r.log.String(); !strings.Contains(l, `220 this is not a ?[31mdialogue`) {
@@ -196,7 +203,7 @@ func TestFlood(t *testing.T) {
 func TestInputAndFiles(t *testing.T) {
 	programRig(t, "cat; exit 100").want("unknown", "joe@example.org")
 	name := filepath.Join(t.TempDir(), "big")
-	r := programRig(t, "trap '' XFSZ; sleep 0.2; head -c 100000000 /dev/zero >"+name+"; exit 100")
+	r := programRig(t, "trap '' XFSZ; head -c 100000000 /dev/zero >"+name+"; exit 100")
 	r.want("unknown", "joe@example.org")
 	if info, err := os.Stat(name); err != nil || info.Size() > maxWrite {
 		t.Errorf("%v %v", info, err)
@@ -295,4 +302,84 @@ func TestNUL(t *testing.T) {
 	if v, err := r.askIn(context.Background(), &instance{filter: r.Filter}, "a\x00b@example.net", "joe@example.org"); err != nil || v.Action != 0 {
 		t.Errorf("%+v %v", v, err)
 	}
+}
+
+// What a program says for the peer to hear, and the codes of others than 100.
+func TestText(t *testing.T) {
+	for name, c := range map[string]struct {
+		text, recipient string
+		want            string
+	}{
+		"refused":              {"echo '550 5.7.1 we do not know you' >&4; exit 100", "", "reject 550 5.7.1 we do not know you"},
+		"without a status":     {"echo 553 gone >&4; exit 100", "", "reject 553 5.0.0 gone"},
+		"put off":              {"echo '450 come back' >&4; exit 100", "", "defer 450 4.0.0 come back"},
+		"not a code":           {"echo hello >&4; exit 100", "", "reject 550 5.1.1 no mailbox"},
+		"a yes":                {"echo 250 ok >&4; exit 100", "", "reject 550 5.1.1 no mailbox"},
+		"two lines":            {"printf '550 a\r\n250 ok\n' >&4; exit 100", "", "reject 550 5.0.0 a 250 ok"},
+		"over the limit":       {"exit 113", "", "defer 451 4.3.0 you have exceeded your messaging limits"},
+		"over, in its words":   {"echo 421 4.7.0 enough >&4; exit 113", "", "defer 421 4.7.0 enough"},
+		"over, for good":       {"echo 550 never >&4; exit 113", "", "defer 451 4.3.0 you have exceeded"},
+		"says no, means yes":   {"echo 550 no >&4; exit 0", "", "continue"},
+		"abstains":             {"exit 112", "", "continue"},
+		"does not know":        {"echo 550 no >&4; exit 111", "", "error"},
+		"floods":               {"head -c 1000000 /dev/zero | tr '\\0' 5 >&4; exit 100", "", "reject 550 5.1.1"},
+		"leaves it to a child": {"sleep 600 4>&4 & exit 100", "", "reject 550 5.1.1"},
+	} {
+		r := newRig(t, Options{InvalidFor: time.Hour, ValidFor: time.Hour, Checks: []Check{{Program: script(t, c.text)}}})
+		for range 2 { // nothing is kept of what is not for all
+			v, err := r.ask("joe@example.org")
+			got := v.Action.String() + " " + v.Reply.SMTP()
+			if err != nil {
+				got = "error: " + err.Error()
+			}
+			if !strings.HasPrefix(got, c.want) {
+				t.Errorf("%s: %q, want %q", name, got, c.want)
+			}
+			if is := v.Action == pipeline.Reject; is != (len(v.Symbols) == 1) {
+				t.Errorf("%s: %v and %v", name, v.Action, v.Symbols)
+			}
+		}
+	}
+	// One that abstains leaves it to the others.
+	r := newRig(t, Options{Checks: []Check{{Program: script(t, "exit 112")}, {List: []string{"joe@example.org"}}}})
+	r.want("known", "joe@example.org")
+	r.want("unknown", "jane@example.org")
+	r = newRig(t, Options{Need: needAll, Checks: []Check{{Program: script(t, "exit 112")}, {List: []string{"joe@example.org"}}}})
+	r.want("known", "joe@example.org")
+}
+
+// The process that starts programs is started again when it has died, and what it
+// did is an error.
+func TestStarterDies(t *testing.T) {
+	dir := t.TempDir()
+	r := programRig(t, "[ $RECIPIENT = 100@example.org ] && exit 100; echo $$ >"+dir+"/pid; kill -KILL $PPID; exec sleep 600")
+	r.want("unknown", "100@example.org")
+	if _, err := r.ask("joe@example.org"); err == nil || !strings.Contains(err.Error(), "is gone") {
+		t.Errorf("%v", err)
+	}
+	gone(t, dir+"/pid")
+	r.want("unknown", "100@example.org")
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r.want("error", "100@example.org")
+}
+
+// Programs that all have their limits from the start: none sees others.
+func TestLimitsAtOnce(t *testing.T) {
+	data := strconv.Itoa(maxMemory >> 10)
+	if raceDetector {
+		data = "unlimited"
+	}
+	r := newRig(t, Options{Programs: perStarter + 8, Checks: []Check{{Each: true, Program: script(t, fmt.Sprintf(
+		`[ "$(ulimit -Sf) $(ulimit -Hn) $(ulimit -Hc) $(ulimit -Hd)" = "%d %d 0 %s" ] || exit 100`, maxWrite>>9, maxFiles, data))}}})
+	var all sync.WaitGroup
+	for range perStarter + 8 {
+		all.Go(func() {
+			for range 2 {
+				r.want("known", "joe@example.org")
+			}
+		})
+	}
+	all.Wait()
 }

@@ -43,12 +43,22 @@
 // A program is started for each recipient, with SENDER, RECIPIENT, HELO,
 // TCPREMOTEIP, TCPREMOTEHOST and TCPREMOTEPORT in the environment, and what
 // else the caller of a shim has told of the client. Exit code 100 means that
-// there is no such recipient; 111 and 120 that this cannot be told now; any
-// other, that there is. Its standard input is /dev/null, what it writes goes to
-// the log, at most a few lines; it has no other descriptor, and a process group
-// of its own that is killed when it ends or its time ("wait") is over. It may use
-// a bounded amount of memory, of processor time and of disk. One that crashes,
-// takes too long or cannot be run is an error.
+// there is no such recipient; 111 and 120 that this cannot be told now; 112 that
+// the program does not judge this one, as if it had not been asked; 113 that the
+// client has exceeded a limit, and is put off; any other, that there is. Its
+// standard input is /dev/null, what it writes goes to the log, at most a few
+// lines. On descriptor 4 (USE_FD4=1 tells it so) it may write one line, a code of
+// 400 to 599 and a text, which the peer hears in place of ours after exit 100
+// and 113; a code of 4xx puts the recipient off. It has no other descriptor, and
+// a process group of its own that is killed when it ends or its time ("wait") is
+// over. From its first instruction on it may use a bounded amount of memory, of
+// processor time and of disk. One that crashes, takes too long or cannot be run
+// is an error.
+//
+// It is not told RCPTFOUND and RCPTHOSTS, which speak of checks that this filter
+// does not know of, and only recipients in domains of ours are asked about. The
+// connection is kept after 111, 113 and 120; where RCPTCHECK closes it, the
+// recipient alone is put off.
 //
 // What programs say is kept for "valid_for" and "invalid_for", unless the check
 // has each = true, for a program that judges by more than the recipient.
@@ -154,6 +164,7 @@ type Filter struct {
 	all, trusted bool
 	answer       pipeline.Verdict
 	log          *slog.Logger
+	runner       *runner
 }
 
 // check is one check with whom it is asked about.
@@ -168,13 +179,21 @@ type answer uint8
 const (
 	unknown answer = iota
 	valid
-	refused // no other source may know it
+	refused   // no other source may know it
+	noOpinion // as if it had not been asked
 )
+
+// finding is an answer, with what the peer hears about one that is refused; the
+// zero reply leaves that to the filter.
+type finding struct {
+	answer answer
+	reply  reply.Reply
+}
 
 // source knows recipients. It is safe for concurrent use.
 type source interface {
 	// ask looks a recipient up; the address is in lower case.
-	ask(ctx context.Context, address string, tx *pipeline.Transaction) (answer, error)
+	ask(ctx context.Context, address string, tx *pipeline.Transaction) (finding, error)
 	// name is what logs and traces call it.
 	name() string
 	close() error
@@ -207,7 +226,8 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 		f.answer.Action, code = pipeline.Defer, 450
 	}
 	f.answer.Reply = reply.Make(code, reply.Enhanced{Subject: 1, Detail: 1}, text)
-	r := &runner{log: f.log, places: make(chan struct{}, orElse(o.Programs, defaultPrograms))}
+	r := newRunner(f.log, orElse(o.Programs, defaultPrograms))
+	f.runner = r
 	kept := &cache{now: now, size: orElse(o.CacheSize, defaultCacheSize), yes: o.ValidFor, no: o.InvalidFor}
 	for _, c := range o.Checks {
 		made := check{source: c.source(f.log, now, r, kept)}
@@ -256,6 +276,9 @@ func (f *Filter) Close() error {
 	for _, c := range f.checks {
 		errs = append(errs, c.close())
 	}
+	for i := range f.runner.starters {
+		f.runner.starters[i].close()
+	}
 	return errors.Join(errs...)
 }
 
@@ -274,22 +297,36 @@ func (i *instance) Recipient(ctx context.Context, tx *pipeline.Transaction, r en
 	if !tx.Session.IsOurs(r.Address) {
 		return pipeline.Verdict{Reason: "not in a domain of ours"}, nil
 	}
-	known, reason, err := f.lookUp(ctx, lower(r.Address), tx)
+	d, err := f.lookUp(ctx, lower(r.Address), tx)
 	if err != nil {
 		return pipeline.Verdict{}, err
 	}
-	if known {
-		return pipeline.Verdict{Reason: reason}, nil
+	if d.known {
+		return pipeline.Verdict{Reason: d.reason}, nil
+	}
+	v := f.answer
+	v.Reason = d.reason
+	if d.reply.Code != 0 {
+		v.Action, v.Reply = pipeline.Reject, d.reply
+		if d.reply.Code < 500 { // put off, and that does not say that there is nobody
+			v.Action = pipeline.Defer
+			return v, nil
+		}
 	}
 	i.unknown++
-	v := f.answer
-	v.Reason = reason
 	v.Symbols = []pipeline.Symbol{{Name: Symbol, Detail: fmt.Sprintf("%d unknown recipients in this session", i.unknown)}}
 	return v, nil
 }
 
+// decision is what all checks together say of a recipient.
+type decision struct {
+	known  bool
+	reply  reply.Reply // what the peer hears about one that is not; zero: what the filter says
+	reason string
+}
+
 // lookUp asks the checks, and says who has decided.
-func (f *Filter) lookUp(ctx context.Context, address string, tx *pipeline.Transaction) (known bool, reason string, err error) {
+func (f *Filter) lookUp(ctx context.Context, address string, tx *pipeline.Transaction) (decision, error) {
 	domain := envelope.Domain(address)
 	asked, last := 0, ""
 	var failed error
@@ -299,17 +336,20 @@ func (f *Filter) lookUp(ctx context.Context, address string, tx *pipeline.Transa
 				continue
 			}
 		}
-		asked, last = asked+1, c.name()
 		a, err := c.ask(ctx, address, tx)
+		if err == nil && a.answer == noOpinion {
+			continue
+		}
+		asked, last = asked+1, c.name()
 		switch {
 		case err != nil:
 			failed = errors.Join(failed, fmt.Errorf("%s: %w", c.name(), err))
-		case a == refused:
-			return false, "refused by " + c.name(), nil
-		case a == valid && !f.all:
-			return true, "known to " + c.name(), nil
-		case a == unknown && f.all:
-			return false, "unknown to " + c.name(), nil
+		case a.answer == refused:
+			return decision{reply: a.reply, reason: "refused by " + c.name()}, nil
+		case a.answer == valid && !f.all:
+			return decision{known: true, reason: "known to " + c.name()}, nil
+		case a.answer == unknown && f.all:
+			return decision{reason: "unknown to " + c.name()}, nil
 		}
 		if ctx.Err() != nil {
 			break
@@ -317,13 +357,13 @@ func (f *Filter) lookUp(ctx context.Context, address string, tx *pipeline.Transa
 	}
 	switch {
 	case failed != nil:
-		return false, "", failed
+		return decision{}, failed
 	case asked == 0:
-		return true, "no check is asked about " + reply.Clean(domain, 100), nil
+		return decision{known: true, reason: "no check is asked about " + reply.Clean(domain, 100)}, nil
 	case f.all:
-		return true, "known to all checks", nil
+		return decision{known: true, reason: "known to all checks"}, nil
 	case asked == 1:
-		return false, "unknown to " + last, nil
+		return decision{reason: "unknown to " + last}, nil
 	}
-	return false, fmt.Sprintf("unknown to all %d checks", asked), nil
+	return decision{reason: fmt.Sprintf("unknown to all %d checks", asked)}, nil
 }

@@ -45,23 +45,23 @@ const maxBreaks = 32
 const colon = ":"
 
 // lookUp looks an address up under all names that may stand for it.
-func lookUp(find finder, address string) (answer, error) {
+func lookUp(find finder, address string) (finding, error) {
 	if strings.HasPrefix(address, colon) {
-		return unknown, nil // it would be taken for a key of the other layout
+		return finding{}, nil // it would be taken for a key of the other layout
 	}
 	for key := range keysOf(address) {
 		value, ok, err := find(key)
 		switch {
 		case err != nil:
-			return unknown, err
+			return finding{}, err
 		case !ok:
 		case len(value) > 0 && value[0] == '-' && !strings.HasPrefix(key, colon):
-			return refused, nil
+			return finding{answer: refused}, nil
 		default:
-			return valid, nil
+			return finding{answer: valid}, nil
 		}
 	}
-	return unknown, nil
+	return finding{}, nil
 }
 
 // keysOf are the keys that an address may be found under, in both layouts, the
@@ -109,7 +109,7 @@ func (l *list) find(key string) ([]byte, bool, error) {
 	return nil, ok, nil
 }
 
-func (l *list) ask(_ context.Context, address string, _ *pipeline.Transaction) (answer, error) {
+func (l *list) ask(_ context.Context, address string, _ *pipeline.Transaction) (finding, error) {
 	return lookUp(l.find, address)
 }
 
@@ -141,10 +141,10 @@ func (f *textFile) name() string { return reply.Clean(f.path, 200) }
 
 func (*textFile) close() error { return nil }
 
-func (f *textFile) ask(_ context.Context, address string, _ *pipeline.Transaction) (answer, error) {
+func (f *textFile) ask(_ context.Context, address string, _ *pipeline.Transaction) (finding, error) {
 	l, err := f.current()
 	if err != nil {
-		return unknown, err
+		return finding{}, err
 	}
 	return lookUp(l.find, address)
 }
@@ -243,10 +243,10 @@ func (d *database) close() error {
 	return d.file.Close()
 }
 
-func (d *database) ask(_ context.Context, address string, _ *pipeline.Transaction) (answer, error) {
+func (d *database) ask(_ context.Context, address string, _ *pipeline.Transaction) (finding, error) {
 	file, err := d.open()
 	if err != nil {
-		return unknown, err
+		return finding{}, err
 	}
 	var buffer [64]byte
 	return lookUp(func(key string) ([]byte, bool, error) { return file.Find([]byte(key), buffer[:0]) }, address)
