@@ -36,7 +36,9 @@ type Decode func(into any) error
 
 // Env is what a filter may use of the daemon.
 type Env struct {
-	Log      *slog.Logger
+	Log *slog.Logger
+	// Host is the name of this host, as the configuration has it.
+	Host     string
 	Now      func() time.Time
 	Resolver Resolver
 	State    State

@@ -21,8 +21,8 @@
 // Every signature is a result. "pass" is one that its key made over the message
 // as it is. "fail" is one that does not fit: the message was changed, or the
 // signature is a forgery. "policy" is one that may be genuine and that we do not
-// take: one with l=, which leaves part of the body to anybody; one that has
-// expired or is from the future; one by a key below 1024 bits; one that leaves
+// take: one with l=, which leaves part of the body to anybody (see partial); one
+// that has expired or is from the future; one by a key below 1024 bits; one that leaves
 // out a From field that the message has. "neutral" makes no sense or cannot be
 // judged (a header of more than a mebibyte; thousands of blank lines in one
 // place), "permerror" has no key that does (none, a revoked one, one of another
@@ -33,9 +33,13 @@
 // Ten signatures are judged (signatures = 10), those of the author's domain
 // before others. Each is judged by itself: a bad one does no harm to a good one.
 //
+// partial = "whole" takes a signature with l= if nothing follows what it covers,
+// and partial = "any" whatever follows: anybody may then append to a message that
+// was signed so, and change how it is shown.
+//
 // The results go to the filters that follow, and with those of the filters
 // before into a header field Authentication-Results (RFC 8601) under the name
-// authserv_id. Fields that bear this name already, or one of also_ours, are
+// authserv_id, which is hostname if it is not set. Fields that bear this name already, or one of also_ours, are
 // removed first, however they spell it: anybody could have written them.
 //
 // Mailing lists and forwarders break signatures, so a signature that fails is

@@ -456,7 +456,7 @@ func TestQmailKeys(t *testing.T) {
 func TestOptions(t *testing.T) {
 	for config, want := range map[string]string{
 		"signatures = -1": "signatures", "signatures = 1000": "signatures", "wait = -1": "wait", "drift = -1": "drift",
-		"on_fail = \"explode\"": "on_fail", "on_missing = \"defer\"": "on_missing", "on_temporary = \"reject\"": "on_temporary",
+		"on_fail = \"explode\"": "on_fail", "partial = \"some\"": "partial", "on_missing = \"defer\"": "on_missing", "on_temporary = \"reject\"": "on_temporary",
 		"authserv_id = \"a b\"": "authserv_id", "authserv_id = \"a;b\"": "authserv_id", "also_ours = [\"\"]": "also_ours[0]",
 		"always_signed = [\"example.org\", \"a b\"]": "always_signed[1]", "fail_score = nan": "fail_score", "missing_score = 1e9": "missing_score",
 	} {

@@ -14,7 +14,7 @@ import (
 // endless is a body of one line again and again, which looks at the memory in
 // use while it is read.
 type endless struct {
-	line  string
+	line  string // again and again, or reading it takes too long
 	size  int64
 	reads int
 	most  uint64
@@ -53,7 +53,7 @@ func TestMemoryIsFlat(t *testing.T) {
 		{"long runs", simple, strings.Repeat("\n", 15<<10) + "x"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			body := &endless{line: c.line, size: size}
+			body := &endless{line: strings.Repeat(c.line, chunk/len(c.line)+1), size: size}
 			h, _ := message.ParseHead("From: joe@example.org\nSubject: x\n\n")
 			m := message.New(h, message.StoredBody{At: body, Size: size, LFs: size / int64(len(c.line)) * int64(strings.Count(c.line, "\n"))}.Open())
 			runtime.GC()

@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -41,6 +42,16 @@ type signature struct {
 	made, expires time.Time
 	// partial is set if l= leaves part of the body unsigned, or could.
 	partial bool
+	// length is that of l=, in bytes of the canonical body; -1 without it.
+	length int64
+}
+
+// form is what the body's hash depends on besides the body.
+func (s *signature) form() string {
+	if !s.partial {
+		return s.body
+	}
+	return s.body + "/" + strconv.FormatInt(s.length, 10)
 }
 
 // hashLength is that of SHA-256 in bytes, the one hash in use (RFC 8301 §3.1).
@@ -60,7 +71,7 @@ var errAlgorithm = errors.New("rsa-sha1 is historic and proves nothing")
 // parseSignature reads a field, given as it stands and as its unfolded value.
 // With an error come those parts that could be read.
 func parseSignature(text, value string) (*signature, error) {
-	s := &signature{text: text, header: simple, body: simple}
+	s := &signature{text: text, header: simple, body: simple, length: -1}
 	if len(text) > maxSignature {
 		return s, fmt.Errorf("signature of more than %d bytes", maxSignature)
 	}
@@ -129,6 +140,8 @@ func (s *signature) setForm(t tags) error {
 		if strings.Trim(l, "0123456789") != "" || l == "" || len(l) > 76 {
 			return fmt.Errorf("l=%s is no length", reply.Clean(l, 40))
 		}
+		// One that is out of range is longer than any body.
+		s.length, _ = strconv.ParseInt(l, 10, 64)
 	}
 	switch s.algorithm = t["a"]; s.algorithm {
 	case rsaSHA256, ed25519SHA256:

@@ -2,9 +2,6 @@ package dkim
 
 import (
 	"crypto"
-	"crypto/ed25519"
-	"crypto/rand"
-	"crypto/rsa"
 	"os"
 	"path/filepath"
 	"sync"
@@ -15,31 +12,29 @@ import (
 	"github.com/postern-mta/postern/pipeline/filtertest"
 )
 
-// made are the keys of this run of the tests: one RSA key takes a while.
-var made = struct {
-	sync.Mutex
-	keys map[int]crypto.Signer
-}{keys: map[int]crypto.Signer{}}
+// keyFiles are the keys of testdata/keys, which prove nothing to anybody, by
+// their bits; 0 is Ed25519.
+var keyFiles = map[int]func() (crypto.Signer, error){
+	0: readTestKey("ed25519"), 1024: readTestKey("rsa1024"), 2048: readTestKey("rsa2048"), 4096: readTestKey("rsa4096"),
+}
+
+func readTestKey(name string) func() (crypto.Signer, error) {
+	return sync.OnceValues(func() (crypto.Signer, error) {
+		b, err := os.ReadFile("testdata/keys/" + name + ".pem")
+		if err != nil {
+			return nil, err
+		}
+		return ParseKey(b)
+	})
+}
 
 // testKey is a key of that many bits, the same one each time; 0 is Ed25519.
 func testKey(t testing.TB, bits int) crypto.Signer {
 	t.Helper()
-	made.Lock()
-	defer made.Unlock()
-	if k, ok := made.keys[bits]; ok {
-		return k
-	}
-	var k crypto.Signer
-	var err error
-	if bits == 0 {
-		_, k, err = ed25519.GenerateKey(rand.Reader)
-	} else {
-		k, err = rsa.GenerateKey(rand.Reader, bits)
-	}
+	k, err := keyFiles[bits]()
 	if err != nil {
 		t.Fatal(err)
 	}
-	made.keys[bits] = k
 	return k
 }
 

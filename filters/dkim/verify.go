@@ -31,6 +31,13 @@ const (
 	DefaultDrift      = time.Hour
 )
 
+// What a signature with l= is worth (RFC 6376 §8.2); see Verifier.Partial.
+const (
+	PartialUnsigned = "unsigned" // nothing
+	PartialWhole    = "whole"    // it counts if it covers the whole body
+	PartialAny      = "any"      // it counts, whatever follows
+)
+
 // Verifier verifies the signatures of messages. It does not change, and is safe
 // for concurrent use.
 type Verifier struct {
@@ -41,6 +48,9 @@ type Verifier struct {
 	// Signatures is how many signatures of a message are judged, 0 means
 	// DefaultSignatures: those of an author's domain first, then from the top.
 	Signatures int
+	// Partial is what a signature with l= is worth, "" means PartialUnsigned: its
+	// result is Policy.
+	Partial string
 	// Wait bounds the questions for all keys of a message together, 0 means
 	// DefaultWait.
 	Wait time.Duration
@@ -137,7 +147,7 @@ func (v *Verifier) Verify(ctx context.Context, m message.Message) (results []Res
 	}
 	material := newMaterial(m)
 	for _, c := range all {
-		if err := c.judge(ctx, material); err != nil {
+		if err := c.judge(ctx, material, v.Partial); err != nil {
 			return nil, seen, err
 		}
 		results = append(results, c.result)
@@ -213,7 +223,7 @@ func (v *Verifier) preflight(c *candidate, now time.Time) {
 		c.is(PermError, "%v", c.err)
 	case c.err != nil:
 		c.is(Neutral, "%v", c.err)
-	case s.partial:
+	case s.partial && v.Partial != PartialWhole && v.Partial != PartialAny:
 		c.is(Policy, "l= leaves part of the body open")
 	case !s.expires.IsZero() && now.After(s.expires):
 		c.is(Policy, "signature expired")
@@ -279,7 +289,7 @@ func (v *Verifier) ask(ctx context.Context, names map[string]bool) map[string]an
 }
 
 // judge looks at the key, and at the message with it.
-func (c *candidate) judge(ctx context.Context, m *material) error {
+func (c *candidate) judge(ctx context.Context, m *material, partial string) error {
 	if c.result.Result != "" {
 		return nil
 	}
@@ -300,12 +310,12 @@ func (c *candidate) judge(ctx context.Context, m *material) error {
 	case c.key.strict && s.agentDomain != s.domain:
 		c.is(PermError, "key does not let i= be below d=")
 	default:
-		return c.check(ctx, m)
+		return c.check(ctx, m, partial)
 	}
 	return nil
 }
 
-func (c *candidate) check(ctx context.Context, m *material) error {
+func (c *candidate) check(ctx context.Context, m *material, partial string) error {
 	err := m.verify(ctx, c.parsed, c.index, c.key)
 	var mismatch errMismatch
 	switch {
@@ -316,6 +326,8 @@ func (c *candidate) check(ctx context.Context, m *material) error {
 		case m.unsigned("From", c.parsed.signed) > 0:
 			// RFC 6376 §8.15: a reader may be shown what nobody signed.
 			c.is(Policy, "a From field is not signed")
+		case c.parsed.partial && partial == PartialWhole && m.size[c.parsed.form()] != c.parsed.length:
+			c.is(Policy, "l= leaves part of the body open")
 		default:
 			c.result.Result = Pass
 		}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -18,10 +17,11 @@ import (
 // VerifyOptions are dkim-verify's part of the configuration; see
 // DefaultVerifyOptions.
 type VerifyOptions struct {
-	AuthservID  string        `toml:"authserv_id" doc:"our name in the field Authentication-Results" unset:"the machine's host name"`
+	AuthservID  string        `toml:"authserv_id" doc:"our name in the field Authentication-Results" unset:"hostname"`
 	AlsoOurs    []string      `toml:"also_ours" doc:"further names under which only our own machines write results: a field that bears one is removed"`
 	Signatures  int           `toml:"signatures" doc:"how many signatures of a message are judged at most"`
 	Wait        time.Duration `toml:"wait" doc:"how long the keys of a message are waited for, all together"`
+	Partial     string        `toml:"partial" doc:"what a signature with l= is worth, which leaves what follows in the body to anybody: unsigned (nothing), whole (it counts if it covers the whole body) or any (it counts, whatever follows)" oneof:"unsigned|whole|any"`
 	Drift       time.Duration `toml:"drift" doc:"how far in the future a signature may have been made"`
 	OnFail      string        `toml:"on_fail" doc:"what becomes of mail of whose signatures one fails and none passes" oneof:"continue|score|quarantine|reject"`
 	OnMissing   string        `toml:"on_missing" doc:"what becomes of mail from a domain in always_signed that no signature of that domain proves" oneof:"continue|score|quarantine|reject"`
@@ -35,7 +35,7 @@ type VerifyOptions struct {
 // DefaultVerifyOptions are the options as they are without a configuration.
 func DefaultVerifyOptions() VerifyOptions {
 	return VerifyOptions{
-		Signatures: DefaultSignatures, Wait: DefaultWait, Drift: DefaultDrift,
+		Signatures: DefaultSignatures, Wait: DefaultWait, Drift: DefaultDrift, Partial: PartialUnsigned,
 		OnFail: "continue", OnMissing: "continue", OnTemporary: "continue", FailScore: 2, MissingScore: 5,
 	}
 }
@@ -82,11 +82,14 @@ const maxNames = 10_000
 // maxScore bounds a score.
 const maxScore = 1e6
 
-// NewVerifyFilter makes a dkim-verify. It uses the environment's Resolver and
-// Now. Its errors say by a method Key which key they are about.
+// NewVerifyFilter makes a dkim-verify. It uses the environment's Resolver, Now
+// and, if the options have no name for results, Host. Its errors say by a method Key which key they are about.
 func NewVerifyFilter(env pipeline.Env, o VerifyOptions) (*VerifyFilter, error) {
 	f := &VerifyFilter{failScore: o.FailScore, missingScore: o.MissingScore}
-	f.verifier = &Verifier{Look: lookTXT(env.Resolver), Now: env.Now, Signatures: o.Signatures, Wait: o.Wait, Drift: o.Drift}
+	f.verifier = &Verifier{Look: lookTXT(env.Resolver), Now: env.Now, Signatures: o.Signatures, Wait: o.Wait, Drift: o.Drift, Partial: o.Partial}
+	if o.AuthservID == "" {
+		o.AuthservID = env.Host
+	}
 	for _, check := range []func(VerifyOptions) error{f.setBounds, f.setNames, f.setPolicies} {
 		if err := check(o); err != nil {
 			return nil, err
@@ -121,13 +124,8 @@ func (f *VerifyFilter) setBounds(o VerifyOptions) error {
 }
 
 func (f *VerifyFilter) setNames(o VerifyOptions) error {
-	f.id = o.AuthservID
-	if f.id == "" {
-		name, err := os.Hostname()
-		if err != nil || name == "" {
-			return keyError{"authserv_id", errors.New("the machine has no host name: write our name for results")}
-		}
-		f.id = name
+	if f.id = o.AuthservID; f.id == "" {
+		return keyError{"authserv_id", errors.New("it is missing: write our name for results")}
 	}
 	if len(f.id) > maxWord || reply.Clean(f.id, maxWord) != f.id || strings.ContainsAny(f.id, ` "\;()/`) {
 		return keyError{"authserv_id", fmt.Errorf("%q is no name: write one like mx.example.org", reply.Clean(f.id, 80))}
@@ -158,6 +156,11 @@ func (f *VerifyFilter) setPolicies(o VerifyOptions) (err error) {
 	}
 	if f.onMissing, err = parsePolicy("on_missing", o.OnMissing); err != nil {
 		return err
+	}
+	switch o.Partial {
+	case "", PartialUnsigned, PartialWhole, PartialAny:
+	default:
+		return oneOf("partial", o.Partial, PartialUnsigned, PartialWhole, "or "+PartialAny)
 	}
 	switch o.OnTemporary {
 	case "", "continue":

@@ -17,13 +17,13 @@ import (
 )
 
 // Env is what a filter gets of a daemon that knows nothing: a log that nobody
-// reads, a clock that stands still, an empty DNS, an empty State and a spool of
-// its own.
+// reads, the name mx.example.org, a clock that stands still, an empty DNS, an
+// empty State and a spool of its own.
 func Env(t testing.TB) pipeline.Env {
 	t.Helper()
 	now := time.Date(2026, 11, 2, 10, 0, 0, 0, time.UTC)
 	return pipeline.Env{
-		Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return now },
+		Log: slog.New(slog.DiscardHandler), Host: "mx.example.org", Now: func() time.Time { return now },
 		Resolver: NoDNS{}, State: new(State), Spool: newSpool(t),
 		Secret: func(purpose string) []byte {
 			sum := sha256.Sum256([]byte(purpose))

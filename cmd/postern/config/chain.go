@@ -365,6 +365,9 @@ func (c *Config) env(name string) pipeline.Env {
 	if env.Now == nil {
 		env.Now = time.Now
 	}
+	if env.Host = c.Hostname; !validHost(c.Hostname) {
+		env.Host = "localhost" // what is wrong with it has been said already
+	}
 	if c.o.State != nil {
 		env.State = c.o.State(name)
 	}
