@@ -17,9 +17,9 @@ import (
 // stripped is the name that a program gives to what it unpacks from a file of
 // this name.
 func stripped(name string) string {
-	ext := strings.ToLower(path.Ext(name))
-	base := name[:len(name)-len(ext)]
-	switch ext {
+	ext := path.Ext(name)
+	base := strings.TrimSuffix(name, ext)
+	switch ext = strings.ToLower(ext); ext {
 	case ".tgz", ".tbz", ".tbz2", ".tb2", ".txz", ".tlz", ".tzst", ".taz":
 		return base + ".tar"
 	case ".svgz", ".emz", ".wmz":
