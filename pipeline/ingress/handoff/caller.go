@@ -19,6 +19,7 @@ const (
 type call struct {
 	uid, pid int
 	trusted  bool
+	args     []string
 	env      []string
 	cut      bool // entries of the environment are missing
 }

@@ -1,6 +1,6 @@
-// Package handoff is the entrance for qmail-queue: the daemon's side of the
-// socket over which the shim hands its descriptors, arguments and environment
-// to us (package wire is the format).
+// Package handoff is the entrance for the shims, qmail-queue and qmail-remote:
+// the daemon's side of the sockets over which they hand their descriptors,
+// arguments and environment to us (package wire is the format).
 //
 // It promises that exit 0 is answered only for a message that the sink, or the
 // site's own qmail-queue, has taken; that nothing is stored for a caller that
@@ -9,7 +9,10 @@
 // taken for a whole one; that the caller's environment is believed only from
 // uids that are trusted; that whatever it was handed is read within bounds and
 // closed; and that every message, also one that was given up, leaves one line
-// in the log.
+// in the log. A qmail-remote hears a permanent no only where a filter, the
+// receiving server or the message's own form says so; every failure of ours is
+// temporary, and nothing is sent for a shim that has gone away before that
+// began.
 //
 // # Who is calling
 //

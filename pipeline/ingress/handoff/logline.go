@@ -39,6 +39,8 @@ type record struct {
 	stored    int  // how many messages the sink has
 	untold    bool // the shim did not hear the answer
 	next      *nextRecord
+	leaving   *Leaving // of a qmail-remote's call
+	reported  []byte   // what it was told to report
 	err       error
 }
 
@@ -62,6 +64,10 @@ const (
 
 // log writes the session's line.
 func (n *session) log() {
+	if n.srv.o.Remote != nil {
+		n.logRemote()
+		return
+	}
 	r, o := &n.rec, &n.srv.o
 	attrs := []slog.Attr{slog.String("id", r.id)}
 	if r.tx != nil {

@@ -64,6 +64,13 @@ type Options struct {
 	// Next is the absolute path of the qmail-queue that takes them.
 	Next     string
 	NextMode NextMode
+	// Remote makes the server one for the qmail-remote shim. Then Next, if there is
+	// one, is the qmail-remote that sends the messages, and of the other options
+	// those about chains, sinks and reports mean nothing.
+	Remote *Remote
+	// Marks put the origin of what goes to Next into the message, so that it is
+	// known again when it leaves; nil puts none.
+	Marks Marks
 	// Kept holds what else Next is to take of a message; without it a message
 	// that needs more than one run of Next is deferred.
 	Kept *Kept
@@ -103,6 +110,16 @@ type Options struct {
 	Report func(ctx context.Context, tx *pipeline.Transaction, refused []pipeline.Refusal, m message.Message) ([]pipeline.Outgoing, error)
 
 	waits waits // for tests
+}
+
+// Marks puts the origin of messages into them; *mark.Marker is one. Its methods
+// are called concurrently; neither retains the body.
+type Marks interface {
+	// Put is the message with its origin in it.
+	Put(m message.Message, o pipeline.Origin) (message.Message, error)
+	// Take is the message without such, and the origin that it had if that can be
+	// believed; why says why not.
+	Take(m message.Message) (out message.Message, o *pipeline.Origin, why, err error)
 }
 
 // waits are how long things may take that a living shim does at once.
@@ -154,6 +171,12 @@ func (o Options) withDefaults() Options {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if o.Remote != nil {
+		orText(&o.Entrance, "qmail-remote")
+		if o.Limits.Total <= 0 {
+			o.Limits.Total = wire.RemoteWait * time.Millisecond
+		}
+	}
 	orText(&o.Entrance, "qmail-queue")
 	orText(&o.Inbound, "inbound")
 	orText(&o.Local, "local")
@@ -197,12 +220,15 @@ func orTime(d *time.Duration, otherwise time.Duration) {
 
 func (o *Options) check() error {
 	switch {
+	case o.Remote != nil && (o.Next == "") == (o.Remote.Deliver == nil), o.Remote != nil && o.Next != "" && o.Remote.Prepare == nil:
+		return errors.New("handoff: Options.Remote needs either Next and Prepare, or Deliver")
+	case o.Listener == nil && o.Path == "":
+		return errors.New("handoff: neither Options.Listener nor Options.Path says where to listen")
+	case o.Remote != nil:
 	case o.Chains == nil:
 		return errors.New("handoff: Options.Chains is missing")
 	case o.Sink == nil && o.Next == "":
 		return errors.New("handoff: neither Options.Sink nor Options.Next says who takes the messages")
-	case o.Listener == nil && o.Path == "":
-		return errors.New("handoff: neither Options.Listener nor Options.Path says where to listen")
 	case !o.Dialect.Valid():
 		return fmt.Errorf("handoff: unknown dialect %d", o.Dialect)
 	}

@@ -60,7 +60,7 @@ func New(o Options) (*Server, error) {
 		s.trusted[int(uid)] = true
 	}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
-	if o.Next != "" {
+	if o.Next != "" && o.Remote == nil {
 		s.tellsEnd = probeEnd()
 	}
 	if s.listener == nil {
@@ -111,7 +111,7 @@ func (s *Server) acceptAll() error {
 		case s.isStopping():
 			return nil
 		case errors.Is(err, net.ErrClosed):
-			return fmt.Errorf("qmail-queue entrance: %w", err)
+			return fmt.Errorf("%s entrance: %w", s.o.Entrance, err)
 		}
 		// Out of descriptors, mostly: those in use come back.
 		pause = min(max(2*pause, 10*time.Millisecond), time.Second)
@@ -257,7 +257,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	case <-ended:
 		return nil
 	case <-time.After(5 * time.Second):
-		return fmt.Errorf("qmail-queue entrance: %d sessions did not end", s.Sessions())
+		return fmt.Errorf("%s entrance: %d sessions did not end", s.o.Entrance, s.Sessions())
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/ingress/handoff/wire"
 	"github.com/postern-mta/postern/pipeline/reply"
 )
@@ -31,6 +32,8 @@ type session struct {
 	fds  []int // 0 and 1 of the shim; -1 for one that was taken
 	call call
 	rec  record
+	// prior is the origin of a message that was here before, by its mark.
+	prior *pipeline.Origin
 
 	mu    sync.Mutex // for writing
 	quiet bool       // nothing more may be sent
@@ -45,7 +48,7 @@ type session struct {
 
 // Bounds of what a shim may send, beside those of package wire.
 const (
-	maxArgs        = 128 << 10 // bytes of arguments; none is used
+	maxArgs        = 128 << 10 // bytes of a qmail-queue's arguments; none is used
 	maxDescriptors = 253       // as many as a packet can carry (unix(7), SCM_MAX_FD)
 )
 
@@ -80,12 +83,15 @@ func (n *session) run() {
 		n.log()
 		return
 	}
-	if n.srv.slot(n.ctx) {
-		n.serve()
-	} else {
+	switch {
+	case !n.srv.slot(n.ctx):
 		n.rec.err = errors.New("too many messages at a time; raise the limit of sessions")
 		n.answer(reply.Trouble)
 		close(n.silent)
+	case n.srv.o.Remote != nil:
+		n.serveRemote()
+	default:
+		n.serve()
 	}
 	n.log()
 	n.linger()
@@ -163,11 +169,11 @@ func (n *session) hello() error {
 	switch {
 	case err != nil:
 		return err
-	case h.Program != wire.ProgramQueue:
-		return fmt.Errorf("this socket is for qmail-queue, but program %q is calling", byte(h.Program))
+	case h.Program != n.srv.program():
+		return fmt.Errorf("this socket is for program %q, but program %q is calling; give each shim a socket of its own", byte(n.srv.program()), byte(h.Program))
 	case len(fds) != h.Program.Descriptors():
 		return fmt.Errorf("%d descriptors came, not %d", len(fds), h.Program.Descriptors())
-	case h.ArgsLen > maxArgs:
+	case h.ArgsLen > maxArgs && h.Program == wire.ProgramQueue:
 		return fmt.Errorf("arguments of %d bytes", h.ArgsLen)
 	}
 	if err = n.lists(h); err != nil {
@@ -204,13 +210,13 @@ func (n *session) lists(h wire.Hello) error {
 	if err != nil {
 		return err
 	}
-	_, n.call.env, err = l.Split()
+	n.call.args, n.call.env, err = l.Split()
 	return err
 }
 
 // caller finds out on whose behalf the shim runs.
 func (n *session) caller(flags wire.Flags) (call, error) {
-	c := call{uid: n.peer.uid, pid: n.peer.pid, env: n.call.env, cut: flags&wire.FlagEnvironmentCut != 0}
+	c := call{uid: n.peer.uid, pid: n.peer.pid, args: n.call.args, env: n.call.env, cut: flags&wire.FlagEnvironmentCut != 0}
 	if flags&wire.FlagPrivileged != 0 {
 		process, err := peerProcess(n.conn, n.peer.pid)
 		if err == nil {

@@ -67,11 +67,12 @@ func (n *session) work() (reply.Reply, error) {
 
 // judge runs the chain and does what it says.
 func (n *session) judge(ctx context.Context, tx *pipeline.Transaction, m message.Message) (reply.Reply, error) {
-	if n.srv.o.Next == "" {
-		var err error
-		if m, err = n.own(m); err != nil {
-			return reply.Of(err), err
-		}
+	m, err := n.takeMark(m)
+	if err == nil && n.srv.o.Next == "" {
+		m, err = n.own(m)
+	}
+	if err != nil {
+		return reply.Of(err), err
 	}
 	generation := n.srv.o.Chains.Acquire()
 	if generation == nil {
@@ -105,10 +106,14 @@ func (n *session) judge(ctx context.Context, tx *pipeline.Transaction, m message
 		return out.Reply, nil
 	}
 	n.rec.stage = stageCommit
-	if n.srv.o.Next != "" {
-		return n.handOn(ctx, all)
+	if n.srv.o.Next == "" {
+		return n.submit(ctx, all)
 	}
-	return n.submit(ctx, all)
+	if all, err = n.marked(all); err != nil {
+		n.srv.fail(n.rec.id, "a message is deferred because it cannot be marked", err)
+		return reply.Of(err), err
+	}
+	return n.handOn(ctx, all)
 }
 
 func (n *session) misconfigured(err error) (reply.Reply, error) {
