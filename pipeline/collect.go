@@ -14,9 +14,10 @@ func (p *passage) collect(o *Outcome) {
 	origin := OriginOf(p.tx.Session, p.tx)
 	origin.Chain, origin.Generation = p.judge.chain.name, p.judge.chain.o.Generation
 	origin.Results, origin.Trace = o.Results, o.Trace
+	found := p.judge.symbols
 	in := make([]int32, len(p.fates)) // 1 + in which Outgoing a recipient is; 0 none
 	for _, l := range p.lots {
-		p.collectLot(o, l, origin, in)
+		p.collectLot(o, l, origin, found, in)
 	}
 	for _, a := range p.additions {
 		if i := o.joins(a, in); i >= 0 {
@@ -35,7 +36,7 @@ func (p *passage) collect(o *Outcome) {
 
 // collectLot makes one Outgoing of a lot's recipients that are delivered, and
 // one for each reason to hold.
-func (p *passage) collectLot(o *Outcome, l *lot, origin Origin, in []int32) {
+func (p *passage) collectLot(o *Outcome, l *lot, origin Origin, found []Symbol, in []int32) {
 	first := len(o.Outgoing)
 	for k, n := range l.to {
 		f := &p.fates[n]
@@ -46,7 +47,7 @@ func (p *passage) collectLot(o *Outcome, l *lot, origin Origin, in []int32) {
 		if f.Action == Quarantine {
 			hold = f.Filter + ": " + reply.Clean(f.Reason, maxReason)
 		}
-		i := o.group(first, hold)
+		i := o.group(first, hold, f.accepted)
 		if i < 0 {
 			i = len(o.Outgoing)
 			e := p.tx.Envelope
@@ -54,7 +55,11 @@ func (p *passage) collectLot(o *Outcome, l *lot, origin Origin, in []int32) {
 			if i > first {
 				e.Recipients = nil // the few who differ from the first
 			}
-			o.Outgoing = append(o.Outgoing, Outgoing{Envelope: e, Message: l.message, Origin: origin, Hold: hold})
+			out := Outgoing{Envelope: e, Message: l.message, Origin: origin, Hold: hold}
+			if hold != "" {
+				out.Origin.Symbols, out.Origin.Accepted = found, f.accepted
+			}
+			o.Outgoing = append(o.Outgoing, out)
 		}
 		in[n] = int32(i) + 1
 		if n < len(p.tx.Envelope.Recipients) {
@@ -65,10 +70,10 @@ func (p *passage) collectLot(o *Outcome, l *lot, origin Origin, in []int32) {
 }
 
 // group finds the lot's Outgoing for a reason to hold, -1 if a new one is due.
-func (o *Outcome) group(first int, hold string) int {
+func (o *Outcome) group(first int, hold string, accepted bool) int {
 	holds, last := 0, -1
 	for i := first; i < len(o.Outgoing); i++ {
-		if o.Outgoing[i].Hold == hold {
+		if o.Outgoing[i].Hold == hold && o.Outgoing[i].Origin.Accepted == accepted {
 			return i
 		}
 		if o.Outgoing[i].Hold != "" {

@@ -32,6 +32,8 @@ type Fate struct {
 	Reply  reply.Reply
 	Filter string
 	Reason string
+	// accepted is set where the message is held after a filter has accepted it.
+	accepted bool
 }
 
 // open reports whether judging goes on, for a filter that always runs or not.
@@ -152,7 +154,10 @@ func (f Fate) after(filter string, v *Verdict) Fate {
 	if v.Action == Continue || v.Action == Accept && f.Action == Accept {
 		return f
 	}
-	return Fate{Action: v.Action, Reply: reply.For(v.Action, v.Reply), Filter: filter, Reason: v.Reason}
+	return Fate{
+		Action: v.Action, Reply: reply.For(v.Action, v.Reply), Filter: filter, Reason: v.Reason,
+		accepted: v.Action == Quarantine && f.Action == Accept,
+	}
 }
 
 // maxFindings bounds what the filters of a transaction may find, results and

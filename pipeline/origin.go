@@ -28,6 +28,11 @@ type Origin struct {
 	Received    time.Time    `json:"received"`
 	Results     []AuthResult `json:"results,omitempty"`
 	Trace       Trace        `json:"trace,omitempty"`
+	// Symbols are the findings with a score, and Accepted says that a filter had
+	// accepted the message: both of a message only that another filter holds, for
+	// the filters that judge it when it is released.
+	Symbols  []Symbol `json:"symbols,omitempty"`
+	Accepted bool     `json:"accepted,omitempty"`
 }
 
 // OriginOf is the origin of a session's transaction.
@@ -65,6 +70,8 @@ func (o Origin) Encode() ([]byte, error) {
 			o.Trace = o.Trace[:len(o.Trace)/2]
 		case len(o.Results) > 0:
 			o.Results = o.Results[:len(o.Results)/2]
+		case len(o.Symbols) > 0:
+			o.Symbols = o.Symbols[:len(o.Symbols)/2]
 		default:
 			return nil, fmt.Errorf("origin of %d bytes", len(b))
 		}

@@ -66,7 +66,7 @@ func (c *Chain) Run(ctx context.Context, tx *Transaction, m message.Message) *Ou
 			j.rcpts = append(j.rcpts, j.judgeRecipient(ctx, tx, r))
 		}
 	}
-	return j.judgeMessage(ctx, tx, m)
+	return j.judgeMessage(ctx, tx, m, c.at[AtMessage])
 }
 
 // Message judges the message for all recipients of the transaction's envelope,
@@ -75,10 +75,11 @@ func (c *Chain) Run(ctx context.Context, tx *Transaction, m message.Message) *Ou
 func (j *Judge) Message(ctx context.Context, tx *Transaction, m message.Message) *Outcome {
 	ctx, cancel := context.WithTimeout(ctx, j.chain.o.Deadline)
 	defer cancel()
-	return j.judgeMessage(ctx, tx, m)
+	return j.judgeMessage(ctx, tx, m, j.chain.at[AtMessage])
 }
 
-func (j *Judge) judgeMessage(ctx context.Context, tx *Transaction, m message.Message) *Outcome {
+// judgeMessage asks some of the steps that judge at the message stage.
+func (j *Judge) judgeMessage(ctx context.Context, tx *Transaction, m message.Message, steps []int) *Outcome {
 	p := &passage{judge: j, tx: tx, fates: j.fates(len(tx.Envelope.Recipients))}
 	m.Body().Retain()
 	first := &lot{message: m, sender: tx.Envelope.Sender, to: make([]int, len(p.fates))}
@@ -86,7 +87,7 @@ func (j *Judge) judgeMessage(ctx context.Context, tx *Transaction, m message.Mes
 		first.to[n] = n
 	}
 	p.lots = []*lot{first}
-	for _, i := range j.chain.at[AtMessage] {
+	for _, i := range steps {
 		for _, l := range p.lots[:len(p.lots):len(p.lots)] {
 			if ctx.Err() == nil {
 				p.step(ctx, i, l)
