@@ -12,11 +12,12 @@ import (
 	"github.com/postern-mta/postern/filters/header"
 	"github.com/postern-mta/postern/filters/rcptcheck"
 	"github.com/postern-mta/postern/filters/rule"
+	"github.com/postern-mta/postern/filters/score"
 	"github.com/postern-mta/postern/filters/tap"
 	"github.com/postern-mta/postern/pipeline"
 )
 
 // Kinds are the built-in filters, in the order of their names.
 func Kinds() []pipeline.Kind {
-	return []pipeline.Kind{badaddress.Kind(), clamav.Kind(), dkim.SignKind(), dkim.VerifyKind(), dnsbl.Kind(), execban.Kind(), greylist.Kind(), header.Kind(), rcptcheck.Kind(), rule.Kind(), tap.Kind()}
+	return []pipeline.Kind{badaddress.Kind(), clamav.Kind(), dkim.SignKind(), dkim.VerifyKind(), dnsbl.Kind(), execban.Kind(), greylist.Kind(), header.Kind(), rcptcheck.Kind(), rule.Kind(), score.Kind(), tap.Kind()}
 }

@@ -32,7 +32,7 @@ func TestKinds(t *testing.T) {
 		}
 		documented(t, k.Name, options.Elem())
 	}
-	if want := []string{"badaddress", "clamav", "dkim-sign", "dkim-verify", "dnsbl", "execban", "greylist", "header", "rcptcheck", "rule", "tap"}; !slices.Equal(names, want) {
+	if want := []string{"badaddress", "clamav", "dkim-sign", "dkim-verify", "dnsbl", "execban", "greylist", "header", "rcptcheck", "rule", "score", "tap"}; !slices.Equal(names, want) {
 		t.Errorf("%v, want %v", names, want)
 	}
 }
@@ -40,6 +40,10 @@ func TestKinds(t *testing.T) {
 func documented(t *testing.T, path string, options reflect.Type) {
 	for i := range options.NumField() {
 		f := options.Field(i)
+		if f.Anonymous && f.Type.Kind() == reflect.Struct {
+			documented(t, path, f.Type) // its keys are this table's
+			continue
+		}
 		key := f.Tag.Get("toml")
 		if key == "" || f.Tag.Get("doc") == "" || !f.IsExported() {
 			t.Errorf("%s.%s lacks a tag toml or doc, or is not exported", path, f.Name)
