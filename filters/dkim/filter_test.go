@@ -350,12 +350,16 @@ func TestOneOperation(t *testing.T) {
 	d := delivery(pipeline.Local, "", "joe@example.org")
 	d.ID = "q2"
 	f.Deliver(context.Background(), &d, m) //nolint:errcheck // it is counted
-	d.Form = message.EightBit
+	d.Form = message.EightBit              // more than it needs
 	f.Deliver(context.Background(), &d, m) //nolint:errcheck // likewise
+	d.ID = "q3"
+	for d.Form = message.SevenBit; d.Form <= message.UTF8; d.Form++ {
+		f.Deliver(context.Background(), &d, message.FromString(letter+"Gr\xc3\xbc\xc3\x9fe\n")) //nolint:errcheck // likewise
+	}
 	f.cache.now = func() time.Time { return time.Now().Add(2 * cacheLife) }
 	f.Deliver(context.Background(), &d, m) //nolint:errcheck // likewise
-	if n.Load() != 4 {
-		t.Errorf("%d operations, want 4", n.Load())
+	if n.Load() != 5 {
+		t.Errorf("%d operations, want 5", n.Load())
 	}
 	for i := range 2 * maxCached {
 		d.ID = "q" + strings.Repeat("x", i%50) + string(rune('a'+i%26)) + time.Duration(i).String()

@@ -300,7 +300,8 @@ func isSigned(ctx context.Context, m message.Message, k Key, now time.Time) (boo
 }
 
 // digest tells messages on their way out apart. The queue's name of a message
-// names its body; what stands in memory is looked at all the same.
+// names its body; what stands in memory is looked at all the same. What a server
+// can carry beyond what the message needs makes no difference to it.
 func digest(d *pipeline.Delivery, m message.Message) []byte {
 	h := sha256.New()
 	part := func(s []byte) {
@@ -310,7 +311,7 @@ func digest(d *pipeline.Delivery, m message.Message) []byte {
 		h.Write(s)
 	}
 	part([]byte(d.ID))
-	part([]byte{byte(d.Form)})
+	part([]byte{byte(min(d.Form, m.Form()))})
 	part([]byte(m.HeadText()))
 	content, ok := m.Body().Memory()
 	if !ok {
