@@ -69,7 +69,7 @@ func (d *daemon) equipSMTP(c *config.Config, l *config.Listen, listener socket, 
 		GreetPause: l.GreetPause, Tarpit: l.Tarpit, Exempt: config.Prefixes(l.Exempt), Proxies: config.Prefixes(l.Proxy), XClient: config.Prefixes(l.XClient),
 		Limits: smtp.Limits{
 			Sessions: l.Connections, Message: c.Limits.Message, Recipients: min(l.MaxRcpts, c.Limits.Recipients),
-			Head: int(c.Limits.Head), Fields: c.Limits.Fields, Messages: orNone(l.MaxMails), BadCommands: l.Errors,
+			Head: int(c.Limits.Head), Fields: c.Limits.Fields, Messages: orNone(l.MaxMails), BadCommands: l.Errors, Unknown: l.Refused,
 		},
 		Timeouts:   smtp.Timeouts{Command: l.Timeout, Data: l.Timeout, Transaction: l.Transaction, Judge: d.judge(c, l)},
 		Transcript: d.transcripts(c, l), Ident: d.ident,

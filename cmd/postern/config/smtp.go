@@ -25,6 +25,7 @@ type SMTP struct {
 	GreetPause  duration `toml:"greet_pause" doc:"how long the greeting is held back; a client that talks before it is refused. Not for the exempt"`
 	Tarpit      duration `toml:"tarpit" doc:"the pause before each answer to a client that has made many errors"`
 	Errors      int      `toml:"errors" min:"1" doc:"how many commands may fail before the connection is closed"`
+	Refused     int      `toml:"refused" min:"1" doc:"how many recipients may be refused for good, as unknown ones are, before the connection is closed"`
 	Late        bool     `toml:"late" doc:"hold the refusal of a client, its name or a sender back until it names recipients, so that the log has them"`
 	MaxRcpts    int      `toml:"recipients" min:"1" doc:"the most recipients of one message; more are put off with 452 and come with another"`
 	MaxMails    int      `toml:"messages" min:"0" doc:"the most messages of one session; 0 is no limit"`
@@ -61,7 +62,7 @@ type duration = time.Duration
 
 func prepareSMTP() SMTP {
 	return SMTP{
-		Timeout: 5 * time.Minute, Transaction: time.Hour, Tarpit: 2 * time.Second, Errors: 20, MaxRcpts: 1000, MaxMails: 1000,
+		Timeout: 5 * time.Minute, Transaction: time.Hour, Tarpit: 2 * time.Second, Errors: 20, Refused: 50, MaxRcpts: 1000, MaxMails: 1000,
 		TLSMin: "1.2", Connections: 2000, PerAddress: 50, PerNetwork: 200, Rate: 300,
 	}
 }
@@ -76,12 +77,15 @@ func (s *SMTP) TranscriptRule() *rules.Rule { return s.transcript }
 func (l *Listen) IsSMTP() bool { return l.Address != "" }
 
 // shimKeys are the keys of a table [listen.NAME] that are for the shim alone.
-var shimKeys = []string{"socket", "socket_mode", "local", "next_mode", "dialect", "slow"}
+var shimKeys = []string{"socket", "socket_mode", "local", "next_mode", "dialect", "slow", "program", "ours", "argv", "mark"}
 
 // applies tells the keys of the two sorts of entrances apart.
 func (l Listen) applies(key string) bool {
 	if l.IsSMTP() {
 		return !slices.Contains(shimKeys, key)
+	}
+	if l.IsRemote() && slices.Contains(queueKeys, key) || !l.IsRemote() && slices.Contains(remoteKeys, key) {
+		return false
 	}
 	return !slices.ContainsFunc(fieldsOf(reflect.TypeFor[SMTP]()), func(f field) bool { return f.name == key })
 }
@@ -89,7 +93,7 @@ func (l Listen) applies(key string) bool {
 // Plain is the table without what was made of it, so that two of them can be
 // compared.
 func (l Listen) Plain() Listen {
-	l.relay, l.transcript = nil, nil
+	l.relay, l.transcript, l.ours = nil, nil, nil
 	return l
 }
 
@@ -172,7 +176,7 @@ func (l *loader) checkAddress(listen *Listen, path string) {
 	}
 	for _, key := range shimKeys {
 		if l.written(path + "." + key) {
-			l.add(l.at(path+"."+key), "%s.%s is for the qmail-queue shim, and [%s] is an SMTP server: remove it, or make two entrances", path, key, path)
+			l.add(l.at(path+"."+key), "%s.%s is for the shims, and [%s] is an SMTP server: remove it, or make two entrances", path, key, path)
 		}
 	}
 	l.defaultService(listen, path, uint16(n))
