@@ -10,6 +10,7 @@ import (
 	"github.com/postern-mta/postern/filters/execban"
 	"github.com/postern-mta/postern/filters/greylist"
 	"github.com/postern-mta/postern/filters/header"
+	"github.com/postern-mta/postern/filters/ratelimit"
 	"github.com/postern-mta/postern/filters/rcptcheck"
 	"github.com/postern-mta/postern/filters/rule"
 	"github.com/postern-mta/postern/filters/score"
@@ -19,5 +20,8 @@ import (
 
 // Kinds are the built-in filters, in the order of their names.
 func Kinds() []pipeline.Kind {
-	return []pipeline.Kind{badaddress.Kind(), clamav.Kind(), dkim.SignKind(), dkim.VerifyKind(), dnsbl.Kind(), execban.Kind(), greylist.Kind(), header.Kind(), rcptcheck.Kind(), rule.Kind(), score.Kind(), tap.Kind()}
+	return []pipeline.Kind{
+		badaddress.Kind(), clamav.Kind(), dkim.SignKind(), dkim.VerifyKind(), dnsbl.Kind(), execban.Kind(), greylist.Kind(), header.Kind(),
+		ratelimit.Kind(), rcptcheck.Kind(), rule.Kind(), score.Kind(), tap.Kind(),
+	}
 }

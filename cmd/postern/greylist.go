@@ -26,10 +26,10 @@ sender and recipient that are waiting or have passed, and clients that are known
 	return c
 }
 
-// remembering adds the flags of a command that asks what a greylist remembers.
-func remembering(c *cobra.Command) func() (*admin.ClientSpace, error) {
+// remembering adds the flags of a command that asks what a filter remembers.
+func remembering(c *cobra.Command, name string) func() (*admin.ClientSpace, error) {
 	dial := clientFlags(c)
-	filter := c.Flags().String("filter", greylist.Name, "the filter's name in the configuration")
+	filter := c.Flags().String("filter", name, "the filter's name in the configuration")
 	return func() (*admin.ClientSpace, error) {
 		client, err := dial()
 		if err != nil {
@@ -73,7 +73,7 @@ func greylistListCommand() *cobra.Command {
 come back, and those that were allowed. Senders are shown as they count, a # for each word
 that changes.`,
 	}
-	open, s := remembering(c), selecting(c)
+	open, s := remembering(c, greylist.Name), selecting(c)
 	asJSON := c.Flags().Bool("json", false, "print JSON, an entry a line")
 	most := c.Flags().Int("max", 1000, "how many are listed; 0: all")
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -123,7 +123,7 @@ func greylistAllowCommand() *cobra.Command {
 a network as long as the filter cuts them, or, where the filter has client = "name", the registrable
 domain of its host names. For good, write networks or senders into the configuration.`,
 	}
-	open := remembering(c)
+	open := remembering(c, greylist.Name)
 	ttl := c.Flags().Duration("for", 36*24*time.Hour, "for how long, like 720h")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		space, err := open()
@@ -146,7 +146,7 @@ func greylistForgetCommand() *cobra.Command {
 		Long: `Forget what the flags select, of all that they say; --all forgets everything. Mail that was
 known is new then, and waits.`,
 	}
-	open, s := remembering(c), selecting(c)
+	open, s := remembering(c, greylist.Name), selecting(c)
 	all := c.Flags().Bool("all", false, "everything")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if (*s == greylist.Selection{}) != *all {
