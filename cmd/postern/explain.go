@@ -26,14 +26,15 @@ import (
 // explainFlags are what postern explain is told of a message's origin.
 type explainFlags struct {
 	config, from, ip, rdns, helo, user, chain, entrance string
-	to                                                  []string
+	to, shadow                                          []string
 	relay, json                                         bool
+	top                                                 int
 }
 
 func explainCommand() *cobra.Command {
 	var f explainFlags
 	c := &cobra.Command{
-		Use:   "explain [flags] MESSAGE",
+		Use:   "explain [flags] MESSAGE | --shadow-report LOG [LOG...]",
 		Short: "Say what the chain would do with a saved message, and why",
 		Long: `Run the configured chain on a saved message (- for standard input) with the daemon's
 own code and without side effects, and print stage by stage what each filter says, why,
@@ -41,8 +42,22 @@ how long it takes, what it changes, and what the sender would be answered.
 
 With --ip the message comes from the network, else from a local user. It is a stranger's
 unless --auth or --relay says otherwise, or, for an SMTP entrance, its own rules about
-relaying.`,
-		Args: cobra.ExactArgs(1),
+relaying.
+
+With --shadow-report it reads logs of the daemon (text or JSON, also compressed with gzip;
+- for standard input), and tells what the filters in shadow would have done, by filter and by
+the sender's domain: how many messages each would have refused, deferred, quarantined,
+discarded, accepted for good or changed, for how many the message's fate would have been
+another (DIFFERS), what became of them in fact, and examples with their message ids. A filter
+is in shadow by mode = "shadow", or since postern filter set NAME shadow. A message counts
+once for each filter, by its most severe verdict. Sessions that end before a recipient is
+named leave nothing to count.`,
+		Args: func(c *cobra.Command, args []string) error {
+			if len(f.shadow) > 0 {
+				return nil // they are further logs
+			}
+			return cobra.ExactArgs(1)(c, args)
+		},
 	}
 	fl := c.Flags()
 	fl.StringVarP(&f.config, "config", "c", defaultConfig, "the configuration file")
@@ -56,7 +71,12 @@ relaying.`,
 	fl.StringVar(&f.chain, "chain", "", "the chain to run (default: the entrance's, by who calls)")
 	fl.StringVar(&f.entrance, "entrance", "", "the entrance (default: the first one)")
 	fl.BoolVar(&f.json, "json", false, "print JSON")
+	fl.StringArrayVar(&f.shadow, "shadow-report", nil, "tell what filters in shadow would have done, from this log of the daemon; may be repeated")
+	fl.IntVar(&f.top, "top", 10, "how many senders a shadow report lists")
 	c.RunE = func(c *cobra.Command, args []string) error {
+		if len(f.shadow) > 0 {
+			return runShadowReport(append(f.shadow, args...), max(f.top, 0), f.json, c.InOrStdin(), c.OutOrStdout())
+		}
 		return runExplain(c.Context(), f, args[0], c.InOrStdin(), c.OutOrStdout())
 	}
 	return c
