@@ -160,13 +160,20 @@ func pick[T any](r *rand.Rand, all []T) T { return all[r.IntN(len(all))] }
 // tally is what became of the messages of a trick.
 type tally struct{ messages, content, name, unscannable int }
 
+// sampled is how many of the messages that a test makes it judges under the race
+// detector: one in so many. Without it, all are judged.
+const sampled = 5
+
 // TestEvasions hides files in all these ways, and lets none through.
 func TestEvasions(t *testing.T) {
 	f := newFilter(t, "")
 	counts, distinct := map[string]*tally{}, map[[32]byte]bool{}
 	var sum tally
 	missed := 0
-	for _, c := range book(t) {
+	for i, c := range book(t) {
+		if underRace && i%sampled != 0 {
+			continue
+		}
 		text := c.cook(t)
 		distinct[sha256.Sum256([]byte(text))] = true
 		a := findingsOf(t, f, text)
@@ -191,6 +198,9 @@ func TestEvasions(t *testing.T) {
 	}
 	if missed > 0 {
 		t.Errorf("%d messages passed", missed)
+	}
+	if underRace {
+		return // of all of them the rest speaks
 	}
 	if len(distinct) < 1000 {
 		t.Errorf("only %d messages", len(distinct))

@@ -219,6 +219,10 @@ var writers = []writer{
 	{"forwarded as a file", func(w *mailer) string {
 		return w.head("") + parts("mixed", "fw1", "", w.text("plain", "see below\n"), "Content-Type: message/rfc822; name=\"Re: your invoice.eml\"\nContent-Disposition: attachment; filename=\"Re: your invoice.eml\"\n\n"+simple("", "", "b%x", nil)(w))
 	}},
+	{"forwarded under its subject", func(w *mailer) string {
+		name := "Re: see " + pick(w.Rand, []string{"example.com", "www.example.com", "EXAMPLE.COM"})
+		return w.head("") + parts("mixed", "fw2", "", w.text("plain", "see below\n"), "Content-Type: message/rfc822; name=\""+name+"\"\nContent-Disposition: attachment; filename=\""+name+"\"\n\n"+simple("", "", "b%x", nil)(w))
+	}},
 	{"forwarded in the text", func(w *mailer) string {
 		return w.head("") + w.text("plain", words(w.Rand, 10)+"\n-----Original Message-----\nFrom: Anna <anna@example.net>\nSent: Monday, November 2, 2026\nTo: Bob\nSubject: RE: x\n\n"+words(w.Rand, 60)+"\n---------- Forwarded message ---------\nFrom: C <c@example.com>\nDate: Mon\nSubject: y\nTo: d\n\n> "+strings.ReplaceAll(words(w.Rand, 50), "\n", "\n> "))
 	}},

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -172,7 +173,9 @@ func (s *scanner) part(p *mime.Part, around place) error {
 		named := at
 		named.reading = join(around.reading, (p.Reading | n.Reading).String())
 		for _, form := range formsOf(n) {
-			s.judgeName(named, form)
+			if !endsInDomain(form) || !isMessage(p) {
+				s.judgeName(named, form)
+			}
 		}
 	}
 	if p.Role == mime.Entity && s.signatures.Len() > 0 {
@@ -215,6 +218,43 @@ func namesOf(p *mime.Part) (names []mime.Name) {
 	}
 	return nil
 }
+
+// endsInDomain reports whether a name may be that of a program only because it
+// ends with the name of a domain.
+func endsInDomain(name string) bool { return strings.HasSuffix(strings.ToLower(name), ".com") }
+
+// isMessage reports whether a part is an attached message in every reading, and
+// nothing else: clients name it after its subject, "Re: see example.com".
+func isMessage(p *mime.Part) bool {
+	for _, t := range p.Types {
+		if t.Value != "message/rfc822" && t.Value != "message/global" {
+			return false
+		}
+	}
+	head := make([]byte, 2048)
+	n, _ := io.ReadFull(p.Raw().Open(), head) // what cannot be read is no message
+	head = head[:n]
+	known := false
+	for i, line := range bytes.SplitAfter(head, []byte("\n")) {
+		name, _, field := bytes.Cut(line, []byte(":"))
+		switch {
+		case i > 0 && len(bytes.TrimRight(line, "\r\n")) == 0:
+			return known
+		case bytes.ContainsFunc(line, func(r rune) bool { return r < ' ' && !strings.ContainsRune("\t\r\n", r) || r == 0x7f }):
+			return false
+		case i > 0 && (line[0] == ' ' || line[0] == '\t'):
+		case !bytes.HasSuffix(line, []byte("\n")):
+			return known && n == 2048 // it goes on
+		case !field || len(name) == 0 || bytes.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r >= 0x7f }):
+			return false
+		}
+		known = known || slices.ContainsFunc(messageFields, func(f string) bool { return strings.EqualFold(f, string(name)) })
+	}
+	return known
+}
+
+// messageFields are header fields of which every message that was sent has some.
+var messageFields = []string{"From", "Date", "Received", "Message-ID", "Return-Path"}
 
 // formsOf are what programs may make of a name, and the name itself.
 func formsOf(n mime.Name) []string {
