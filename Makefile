@@ -75,6 +75,7 @@ test: deps build
 	$(GO) vet ./...
 	$(GO) test -race -p $(TESTP) -timeout 20m ./...
 	POSTERN_CRASH_TIME=90s $(GO) test -count=1 -timeout 20m -run '^(TestStore|TestQueueRandom)$$' ./queue/queuetest ./queue/store/pebble
+	$(GO) test -count=1 -timeout 20m ./filters/execban
 	@rm -rf bin/demo; bin/postern demo --once --dir bin/demo >bin/demo.log || { cat bin/demo.log bin/demo/postern.log; exit 1; }
 	@echo "the demonstration ran to its end"
 
