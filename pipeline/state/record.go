@@ -115,6 +115,8 @@ type usage struct {
 	low []byte
 	// told is when the log heard that the space is full.
 	told int64
+	// expired and evicted count what was removed since the store was opened.
+	expired, evicted int64
 }
 
 func encodePair(a, b int64) []byte {

@@ -32,6 +32,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -178,6 +180,27 @@ func (o Options) withDefaults() Options {
 		o.Step = DefaultStep
 	}
 	return o
+}
+
+// Stats is what a name space takes, and what was removed from it since the store
+// was opened: because its time was over, or to make room.
+type Stats struct {
+	Space            string
+	Entries, Bytes   int64
+	Expired, Evicted int64
+}
+
+// Stats are those of all name spaces that have ever held something, by name, as
+// of what was last written.
+func (s *Store) Stats() []Stats {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	all := make([]Stats, 0, len(s.w.usage))
+	for _, name := range slices.Sorted(maps.Keys(s.w.usage)) {
+		u := s.w.usage[name]
+		all = append(all, Stats{name, u.entries, u.bytes, u.expired, u.evicted})
+	}
+	return all
 }
 
 // die gives the database up: what it says is lost from now on.

@@ -388,5 +388,10 @@ func (d *draft) prune(space, key string, k []byte, seconds, now int64) error {
 	u := d.of(space)
 	u.entries--
 	u.bytes -= int64(len(key) + len(r.value))
+	if r.expiry <= now {
+		u.expired++
+	} else {
+		u.evicted++
+	}
 	return d.Delete(full, nil)
 }
