@@ -9,6 +9,7 @@ import (
 
 	"github.com/postern-mta/postern/cmd/postern/config"
 	"github.com/postern-mta/postern/pipeline"
+	"github.com/postern-mta/postern/pipeline/envelope"
 	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/reply"
 	"github.com/postern-mta/postern/queue"
@@ -24,9 +25,34 @@ type departure struct {
 	hold func(id store.ID, h store.Hold)
 }
 
+// leaving is a message on its way out.
+type leaving struct {
+	// id names the message: where two have the same, so have their bodies. call
+	// names the attempt in the log, if that is another.
+	id, call string
+	queued   store.ID // zero where the message is not queued
+	envelope envelope.Envelope
+	message  message.Message
+	origin   func() pipeline.Origin
+}
+
 // prepare is queue.Options.Prepare. The message that it gives is released by
 // the exit.
 func (d departure) prepare(ctx context.Context, j *queue.Job, host string, form message.Form) (message.Message, error) {
+	origin := func() pipeline.Origin {
+		o, err := pipeline.DecodeOrigin(j.Origin)
+		if err != nil {
+			// Who sent it is not known, so nothing of ours vouches for it.
+			d.log.Error("a message's origin cannot be read; it leaves as a stranger's", "id", j.ID.String(), "error", err)
+			o = pipeline.Origin{Standing: pipeline.Stranger.String(), UID: -1}
+		}
+		return o
+	}
+	return d.run(ctx, leaving{id: j.ID.String(), queued: j.ID, envelope: j.Envelope, message: j.Message, origin: origin}, host, form)
+}
+
+// run runs the chain. The message that it gives is held by the caller.
+func (d departure) run(ctx context.Context, l leaving, host string, form message.Form) (message.Message, error) {
 	g := d.chains.Acquire()
 	if g == nil {
 		return message.Message{}, reply.With(reply.Trouble, errors.New("no configuration is in force"))
@@ -34,18 +60,16 @@ func (d departure) prepare(ctx context.Context, j *queue.Job, host string, form 
 	defer g.Release() //nolint:errcheck // closing filters is logged by whoever replaced them
 	chain := g.Chain(config.DeliveryChain)
 	if chain == nil || !chain.JudgesAt(pipeline.AtDelivery) {
-		j.Message.Body().Retain()
-		return j.Message, nil
+		l.message.Body().Retain()
+		return l.message, nil
 	}
-	origin, err := pipeline.DecodeOrigin(j.Origin)
-	if err != nil {
-		// Who sent it is not known, so nothing of ours vouches for it.
-		d.log.Error("a message's origin cannot be read; it leaves as a stranger's", "id", j.ID.String(), "error", err)
-		origin = pipeline.Origin{Standing: pipeline.Stranger.String(), UID: -1}
+	m, fate, trace := chain.Deliver(ctx, &pipeline.Delivery{ID: l.id, Envelope: l.envelope, Origin: l.origin(), Host: host, Form: form}, l.message)
+	name := l.id
+	if l.call != "" {
+		name = l.call
 	}
-	m, fate, trace := chain.Deliver(ctx, &pipeline.Delivery{ID: j.ID.String(), Envelope: j.Envelope, Origin: origin, Host: host, Form: form}, j.Message)
 	d.log.LogAttrs(ctx, slog.LevelInfo, "leaving", trace.LogShadow([]slog.Attr{
-		slog.String("id", j.ID.String()), slog.String("host", host), slog.String("from", pipeline.LogText(j.Envelope.Sender, 200)),
+		slog.String("id", name), slog.String("host", host), slog.String("from", pipeline.LogText(l.envelope.Sender, 200)),
 		slog.String("action", fate.Action.String()), slog.String("filter", fate.Filter), slog.String("reason", fate.Reason), slog.Any("filters", trace.LogList()),
 	})...)
 	if fate.Action == pipeline.Continue || fate.Action == pipeline.Accept {
@@ -54,7 +78,7 @@ func (d departure) prepare(ctx context.Context, j *queue.Job, host string, form 
 	m.Body().Release() //nolint:errcheck // the spool sweeps what is left behind
 	answer := fate.Reply
 	if fate.Action == pipeline.Quarantine && d.hold != nil {
-		d.hold(j.ID, store.Hold{Reason: fate.Reason, Filter: fate.Filter, Since: time.Now()})
+		d.hold(l.queued, store.Hold{Reason: fate.Reason, Filter: fate.Filter, Since: time.Now()})
 	}
 	if fate.Action == pipeline.Quarantine {
 		answer = reply.Deferred

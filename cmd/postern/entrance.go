@@ -224,10 +224,13 @@ func (d *daemon) equip(c *config.Config, l *config.Listen, ch *change) error {
 	if err != nil {
 		return err
 	}
-	if l.IsSMTP() {
+	switch {
+	case l.IsSMTP():
 		ch.gate = e.gate
 		err = d.equipSMTP(c, l, listener, ch)
-	} else {
+	case l.IsRemote():
+		err = d.equipRemote(c, l, listener, ch)
+	default:
 		ch.kept = e.kept
 		err = d.equipShim(c, l, listener, ch, e.settings.listen.Next)
 	}
@@ -263,6 +266,11 @@ func (d *daemon) equipShim(c *config.Config, l *config.Listen, listener socket, 
 			}
 		}
 		o.Kept = ch.kept
+		if l.Marks() {
+			if o.Marks, err = d.marker(c); err != nil {
+				return err
+			}
+		}
 	}
 	s, err := handoff.New(o)
 	if err != nil {

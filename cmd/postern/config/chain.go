@@ -135,6 +135,9 @@ func (l *loader) checkFilters() {
 func (l *loader) checkUse() {
 	used := map[string]bool{DeliveryChain: true}
 	for _, listen := range l.Listen {
+		if listen.IsRemote() {
+			continue
+		}
 		used[listen.Chain], used[listen.Local] = true, true
 	}
 	for _, name := range sorted(l.Chain) {

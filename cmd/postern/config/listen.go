@@ -24,6 +24,7 @@ func (l *loader) checkListeners() {
 		queue.prepare()
 		l.Listen = map[string]*Listen{"queue": queue}
 	}
+	l.checkPrograms()
 	l.checkSocket("admin.socket", l.Admin.Socket)
 	sockets := map[string]string{l.Admin.Socket: "admin.socket"}
 	for _, name := range sorted(l.Listen) {
@@ -46,6 +47,9 @@ func (l *loader) checkListeners() {
 		if listen.Socket == "" && name == "queue" && !l.written(path+".socket") {
 			listen.Socket = DefaultQueueSocket
 		}
+		if listen.Socket == "" && name == "remote" && listen.IsRemote() && !l.written(path+".socket") {
+			listen.Socket = DefaultRemoteSocket
+		}
 		if listen.Socket == "" && !l.bad[path+".socket"] {
 			l.add(l.at(path+".socket"), "[%s] has neither socket nor address: write socket = %q for the qmail-queue shim, or address = \":25\" for an SMTP server", path, DefaultQueueSocket)
 			continue
@@ -55,16 +59,29 @@ func (l *loader) checkListeners() {
 			l.add(l.at(path+".socket"), "%s is %s, which is %s already", path+".socket", show(listen.Socket), other)
 		}
 		sockets[listen.Socket] = path + ".socket"
-		l.checkListen(listen, path)
+		if listen.IsRemote() {
+			l.checkRemote(listen, path)
+		} else {
+			l.checkListen(listen, path)
+		}
 	}
 }
 
-func (l *loader) checkListen(listen *Listen, path string) {
+func (l *loader) checkSocketMode(listen *Listen, path string) {
 	mode, err := strconv.ParseUint(listen.SocketMode, 8, 32)
 	if (err != nil || mode > 0o777) && !l.bad[path+".socket_mode"] {
 		l.add(l.at(path+".socket_mode"), `%s.socket_mode = %s: write permissions in octal, like "0666"`, path, show(listen.SocketMode))
 	}
 	listen.mode = uint32(mode)
+}
+
+func (l *loader) checkListen(listen *Listen, path string) {
+	for _, key := range remoteKeys {
+		if l.written(path + "." + key) {
+			l.add(l.at(path+"."+key), `%s.%s is for qmail-remote: write program = "qmail-remote", or remove it`, path, key)
+		}
+	}
+	l.checkSocketMode(listen, path)
 	if listen.Chain == "" {
 		listen.Chain = InboundChain
 	}
@@ -155,8 +172,20 @@ func (l *loader) checkNext(path string, listen *Listen) {
 	case listen.Next == NextQueue:
 	case listen.Next == NextDiscard:
 		l.warn(at, "%s = %q: mail is answered with success and thrown away", key, NextDiscard)
+	case listen.Next == NextDeliver:
+		l.add(at, `%s = %q is for qmail-remote; what comes in goes to a path, %s or %s`, key, NextDeliver, NextQueue, NextDiscard)
+	default:
+		l.nextProgram(listen, key, NextQueue, NextDiscard)
+	}
+}
+
+// nextProgram checks a next that is the path of a program; words are what it
+// could be besides.
+func (l *loader) nextProgram(listen *Listen, key string, words ...string) {
+	at := l.at(key)
+	switch {
 	case !strings.Contains(listen.Next, "/"):
-		l.suggest(at, rules.Suggest(listen.Next, []string{NextQueue, NextDiscard}), "%s = %s: write a path, %s or %s", key, show(listen.Next), NextQueue, NextDiscard)
+		l.suggest(at, rules.Suggest(listen.Next, words), "%s = %s: write a path, %s", key, show(listen.Next), strings.Join(words, " or "))
 	case strings.IndexByte(listen.Next, 0) >= 0:
 		l.add(at, "%s = %s: a path has no NUL byte", key, show(listen.Next))
 	default:
@@ -189,7 +218,7 @@ func checkProgram(path string, shims []string) error {
 		if same, err := sameProgram(path, info, shim); err != nil {
 			return err
 		} else if same {
-			return fmt.Errorf("that is Postern's own shim %s: mail would go round in a loop; name the qmail-queue that it stands in for", shim)
+			return fmt.Errorf("that is Postern's own shim %s: mail would go round in a loop; name the program of qmail that it stands in for", shim)
 		}
 	}
 	return nil

@@ -95,7 +95,7 @@ func (a *attempt) session(ctx context.Context, conn net.Conn, to candidate) {
 		return
 	}
 	// For those whose turn does not come.
-	a.fallback = Result{Reply: died(address, false), Where: to.String(), Phase: wire.After}
+	a.fallback = Result{Reply: died(address, false), Where: to.String(), Address: to.address.Addr(), Phase: wire.After}
 	s := session{a: a, c: c, to: to}
 	s.run(ctx)
 }
@@ -118,7 +118,7 @@ func (a *attempt) unheard(to candidate, err error, r reply.Reply) {
 		r.Code, r.Enhanced = e.Reply.Code, e.Reply.Enhanced
 	}
 	a.x.o.Log.Debug("session failed", "to", to.String(), "error", err)
-	a.fallback = Result{Reply: r, Where: to.String(), Phase: e.Phase, Err: err}
+	a.fallback = Result{Reply: r, Said: e.Reply, Where: to.String(), Address: to.address.Addr(), Phase: e.Phase, Err: err}
 }
 
 // session is a connection that is ready for the message.
@@ -158,13 +158,13 @@ func (s *session) run(ctx context.Context) {
 }
 
 func (s *session) settle(r Result) {
-	r.Where = s.to.String()
+	r.Where, r.Address = s.to.String(), s.to.address.Addr()
 	s.a.settle(r)
 }
 
 // done gives one recipient its result.
 func (s *session) done(i int, r Result) {
-	r.Where = s.to.String()
+	r.Where, r.Address = s.to.String(), s.to.address.Addr()
 	s.a.results[i] = r
 	for k, p := range s.a.pending {
 		if p == i {
@@ -286,9 +286,9 @@ func (s *session) send(ctx context.Context, to []named) (again []named) {
 		case answer.Code == 452 && accepted && err == nil:
 			again = append(again, n)
 		case answer.Code != 0 && !out.Accepted(k):
-			s.done(n.i, Result{Reply: answer.Reply(), Remote: true, Phase: wire.RcptTo})
+			s.done(n.i, Result{Reply: answer.Reply(), Remote: true, Said: answer, Phase: wire.RcptTo})
 		case err == nil:
-			s.done(n.i, Result{Reply: out.Final.Reply(), Remote: true, Phase: wire.Dot})
+			s.done(n.i, Result{Reply: out.Final.Reply(), Remote: true, Said: out.Final, Phase: wire.Dot})
 		default:
 			s.failed(ctx, n.i, err)
 		}
@@ -303,7 +303,7 @@ func (s *session) failed(ctx context.Context, i int, err error) {
 	if !errors.As(err, &e) {
 		e = &wire.Error{Phase: wire.MailFrom, Err: err}
 	}
-	r := Result{Phase: e.Phase, Perhaps: e.Perhaps, Err: err}
+	r := Result{Said: e.Reply, Phase: e.Phase, Perhaps: e.Perhaps, Err: err}
 	switch {
 	case errors.Is(err, wire.ErrContent):
 		r.Reply = unreadable
@@ -313,7 +313,7 @@ func (s *session) failed(ctx context.Context, i int, err error) {
 		r.Reply = died(s.to.address.Addr().String(), e.Perhaps)
 		if e.Phase != wire.Body && e.Phase != wire.Dot && ctx.Err() == nil {
 			// The server has seen nothing of the message, so another may have it.
-			r.Where = s.to.String()
+			r.Where, r.Address = s.to.String(), s.to.address.Addr()
 			s.a.fallback = r
 			s.a.x.o.Log.Debug("session failed", "to", r.Where, "error", fmt.Sprint(err))
 			return

@@ -91,8 +91,13 @@ type Result struct {
 	// where the fact is the same.
 	Reply  reply.Reply
 	Remote bool
-	// Where is the server, "mx.example.org [192.0.2.1]", "" if none was tried.
-	Where string
+	// Said is the server's answer as it came, its Code 0 if there was none; also
+	// where Reply is ours because of it.
+	Said wire.Reply
+	// Where is the server, "mx.example.org [192.0.2.1]", "" if none was tried;
+	// Address is the address alone, invalid if there was no connection.
+	Where   string
+	Address netip.Addr
 	// Phase is how far the conversation got.
 	Phase wire.Phase
 	// Perhaps is set on a deferral if the message may have been delivered.
