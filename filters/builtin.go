@@ -12,6 +12,7 @@ import (
 	"github.com/postern-mta/postern/filters/header"
 	"github.com/postern-mta/postern/filters/ratelimit"
 	"github.com/postern-mta/postern/filters/rcptcheck"
+	"github.com/postern-mta/postern/filters/recipients"
 	"github.com/postern-mta/postern/filters/rule"
 	"github.com/postern-mta/postern/filters/score"
 	"github.com/postern-mta/postern/filters/tap"
@@ -22,6 +23,6 @@ import (
 func Kinds() []pipeline.Kind {
 	return []pipeline.Kind{
 		badaddress.Kind(), clamav.Kind(), dkim.SignKind(), dkim.VerifyKind(), dnsbl.Kind(), execban.Kind(), greylist.Kind(), header.Kind(),
-		ratelimit.Kind(), rcptcheck.Kind(), rule.Kind(), score.Kind(), tap.Kind(),
+		ratelimit.Kind(), rcptcheck.Kind(), recipients.Kind(), rule.Kind(), score.Kind(), tap.Kind(),
 	}
 }
