@@ -32,11 +32,13 @@ type daemon struct {
 	spool    message.Spooler // the queue's, if there is one
 	resolver *resolve.Resolver
 	workers  *workers
-	engine   *engine // nil if no entrance hands mail to our own queue
-	modes    *pipeline.Modes
-	meter    *admin.Meter
-	chains   pipeline.Generations
-	admin    *admin.Server
+	engine   *engine // nil if nothing comes into our own queue
+	// quarantine is nil if there is no engine.
+	quarantine *quarantine
+	modes      *pipeline.Modes
+	meter      *admin.Meter
+	chains     pipeline.Generations
+	admin      *admin.Server
 	// inherited are the sockets that the supervisor handed over, and early those
 	// that were opened while the daemon was root, by place.
 	inherited, early map[string]socket
@@ -82,6 +84,9 @@ func (d *daemon) open(first *config.Config) (err error) {
 		if d.engine, err = openEngine(first, d.resolver, &d.chains, d.log); err != nil {
 			return err
 		}
+		d.quarantine = d.newQuarantine(first)
+	}
+	if queues(first) {
 		d.spool = d.engine.store
 	} else if d.spool, err = message.OpenDirectory(filepath.Join(first.State, "spool")); err != nil {
 		return err
@@ -100,6 +105,7 @@ func (d *daemon) open(first *config.Config) (err error) {
 	}
 	if d.engine != nil {
 		d.engine.queue.Start()
+		d.quarantine.start()
 	}
 	d.serving.Add(1)
 	go func() {
@@ -129,8 +135,14 @@ func (d *daemon) use(c *config.Config) error {
 	if d.config != nil && c.Admin.Socket != d.config.Admin.Socket {
 		return errors.New("admin.socket cannot change while the daemon runs: restart it")
 	}
-	if wantsQueue(c) && d.engine == nil {
+	if queues(c) && d.engine == nil {
 		return errors.New("next = \"queue\" cannot be added while the daemon runs: restart it")
+	}
+	if err := checkRunner(c); err != nil {
+		return err
+	}
+	if wantsQueue(c) && d.engine == nil {
+		d.log.Warn("there are filters now, and this daemon was started without any: what one of them wants quarantined is put off until the daemon is restarted")
 	}
 	undo, err := d.furnish(c)
 	if err != nil {
@@ -230,6 +242,7 @@ func (d *daemon) stop(ctx context.Context) error {
 	}
 	all.Wait()
 	d.retired.Wait()
+	d.quarantine.stop()
 	if d.engine != nil {
 		errs = append(errs, d.engine.close(ctx))
 		d.engine = nil
@@ -256,6 +269,7 @@ func (d *daemon) closeAll() error {
 	d.cancel()
 	d.retired.Wait()
 	d.serving.Wait()
+	d.quarantine.stop()
 	if d.engine != nil { // the daemon never came to serve
 		errs = append(errs, d.engine.close(context.Background()))
 	}
@@ -278,6 +292,7 @@ func (d *daemon) door() admin.Daemon {
 	}
 	if d.engine != nil {
 		door.Queue, door.Store = d.engine.queue, d.engine.store
+		door.Release, door.Elsewhere = d.quarantine.release, d.quarantine.elsewhere
 	}
 	return door
 }

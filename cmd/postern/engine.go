@@ -46,8 +46,12 @@ type engine struct {
 // queueDir is where the queue lives in the state directory.
 func queueDir(c *config.Config) string { return filepath.Join(c.State, "queue") }
 
-// wantsQueue reports whether an entrance hands mail to our own queue.
-func wantsQueue(c *config.Config) bool {
+// wantsQueue reports whether an entrance hands mail to our own queue, or has
+// filters that may hold some there.
+func wantsQueue(c *config.Config) bool { return queues(c) || mayHold(c) }
+
+// queues reports whether an entrance hands mail to our own queue.
+func queues(c *config.Config) bool {
 	for _, l := range c.Listen {
 		if l.Next == config.NextQueue {
 			return true
@@ -187,8 +191,14 @@ func (e *engine) isSelf(host string, _ netip.Addr) bool {
 	return strings.EqualFold(host, e.config.Load().Hostname)
 }
 
-// close stops delivering and closes the store.
+// close stops delivering and closes the store. Where others have used up the time
+// for stopping there is still a moment for what is being delivered.
 func (e *engine) close(ctx context.Context) error {
+	if ctx.Err() != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+	}
 	err := e.queue.Close(ctx)
 	if err2 := e.store.Close(); err == nil {
 		err = err2

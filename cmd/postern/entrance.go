@@ -266,6 +266,9 @@ func (d *daemon) equipShim(c *config.Config, l *config.Listen, listener socket, 
 			}
 		}
 		o.Kept = ch.kept
+		if d.quarantine != nil {
+			o.Quarantine = d.quarantine.hold
+		}
 		if l.Marks() {
 			if o.Marks, err = d.marker(c); err != nil {
 				return err

@@ -176,8 +176,9 @@ var queueChanges = [...]queueChange{
 	},
 	{
 		name: "release", did: "released", short: "Let held messages go",
-		long: `Let held messages go, whether an operator or a filter holds them. Undeliverable messages
-that are held because their sender must not be told are tried again.`,
+		long: `Let held messages go, whether an operator or a filter holds them: what a filter holds goes
+into the queue without any further filter, see postern quarantine release. Undeliverable
+messages that are held because their sender must not be told are tried again.`,
 	},
 	{
 		name: "delete", did: "deleted", short: "Remove messages for good",

@@ -181,7 +181,11 @@ func (q *queueTable) flush() error { return q.t.Flush() }
 
 // stateOf is a message's state in a word or two.
 func stateOf(m *api.QueueMessage) string {
-	if m.Hold != nil {
+	switch {
+	case m.Hold == nil:
+	case m.Hold.Filter != "":
+		return "quarantined"
+	default:
 		return "held"
 	}
 	var all []string
@@ -226,7 +230,7 @@ func printMessage(w io.Writer, m *api.QueueMessage, head bool) error {
 		case h.By != "":
 			who = "by " + shown(h.By)
 		}
-		line("held", strings.TrimSuffix(fmt.Sprintf("since %s %s: %s", h.Since, who, shown(h.Reason)), ": "))
+		line(stateOf(m), strings.TrimSuffix(fmt.Sprintf("since %s %s: %s", h.Since, who, shown(h.Reason)), ": "))
 	}
 	if m.Origin != nil {
 		printOrigin(&b, m.Origin)

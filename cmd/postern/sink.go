@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"strings"
 	"time"
 
@@ -10,7 +9,6 @@ import (
 	"github.com/postern-mta/postern/pipeline/envelope"
 	"github.com/postern-mta/postern/pipeline/reply"
 	"github.com/postern-mta/postern/queue"
-	"github.com/postern-mta/postern/queue/store"
 )
 
 // discard takes everything and keeps nothing, for measuring.
@@ -26,17 +24,9 @@ type queueSink struct{ queue *queue.Queue }
 
 // Submit queues the messages, all or none.
 func (s queueSink) Submit(ctx context.Context, all []pipeline.Outgoing) (reply.Reply, error) {
-	subs := make([]queue.Submission, len(all))
-	for i, o := range all {
-		origin, err := o.Origin.Encode()
-		if err != nil {
-			return reply.Trouble, fmt.Errorf("origin: %w", err)
-		}
-		subs[i] = queue.Submission{Envelope: o.Envelope, Message: o.Message, Origin: origin}
-		if o.Hold != "" {
-			filter, reason, _ := strings.Cut(o.Hold, ": ")
-			subs[i].Hold = &store.Hold{Reason: reason, Filter: filter, Since: time.Now()}
-		}
+	subs, err := submissions(all, time.Now())
+	if err != nil {
+		return reply.Trouble, err
 	}
 	ids, err := s.queue.Submit(ctx, subs)
 	if err != nil {

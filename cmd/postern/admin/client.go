@@ -97,13 +97,26 @@ func (c *Client) fetch(ctx context.Context, limit time.Duration, method, path st
 		return nil, fmt.Errorf("daemon answered more than %d MiB", maxAnswer>>20)
 	}
 	if resp.StatusCode != http.StatusOK {
-		var e api.Error
-		if json.Unmarshal(content, &e) == nil && e.Error != "" {
-			return nil, errors.New(e.Error)
-		}
-		return nil, fmt.Errorf("daemon answered %s", resp.Status)
+		return nil, refused(resp.Status, content)
 	}
 	return content, nil
+}
+
+// refusal is the error that an answer other than 200 tells.
+func refusal(resp *http.Response) error {
+	content, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	if err != nil {
+		return err
+	}
+	return refused(resp.Status, content)
+}
+
+func refused(status string, content []byte) error {
+	var e api.Error
+	if json.Unmarshal(content, &e) == nil && e.Error != "" {
+		return errors.New(e.Error)
+	}
+	return fmt.Errorf("daemon answered %s", status)
 }
 
 // ErrNoDaemon is wrapped by the errors of a Client that finds nobody at its

@@ -34,6 +34,11 @@ type QueueRest struct {
 // Queue calls f for the messages of the queue that are wanted, by ascending
 // ids, each with its recipients, until f fails.
 func (c *Client) Queue(ctx context.Context, q QueueQuery, f func(*api.QueueMessage) error) (QueueRest, error) {
+	return c.walk(ctx, "/v1/queue?", q, f)
+}
+
+// walk asks for page after page.
+func (c *Client) walk(ctx context.Context, path string, q QueueQuery, f func(*api.QueueMessage) error) (QueueRest, error) {
 	var rest QueueRest
 	v := url.Values{"match": {q.Match}, "from": {q.From}}
 	if q.Recipients > 0 {
@@ -54,7 +59,7 @@ func (c *Client) Queue(ctx context.Context, q QueueQuery, f func(*api.QueueMessa
 			v.Set("max", strconv.Itoa(min(left, api.MaxPage)))
 		}
 		var page api.QueuePage
-		if err := c.call(ctx, "GET", "/v1/queue?"+v.Encode(), nil, &page); err != nil {
+		if err := c.call(ctx, "GET", path+v.Encode(), nil, &page); err != nil {
 			return rest, err
 		}
 		for i := range page.Messages {
@@ -87,7 +92,11 @@ func (c *Client) Queue(ctx context.Context, q QueueQuery, f func(*api.QueueMessa
 
 // QueueShow asks for one message with all that is known of it.
 func (c *Client) QueueShow(ctx context.Context, id string) (m api.QueueMessage, err error) {
-	path := "/v1/queue/" + url.PathEscape(id)
+	return c.showMessage(ctx, "/v1/queue/"+url.PathEscape(id))
+}
+
+// showMessage asks for one message with all its recipients.
+func (c *Client) showMessage(ctx context.Context, path string) (m api.QueueMessage, err error) {
 	if err := c.call(ctx, "GET", path, nil, &m); err != nil {
 		return m, err
 	}

@@ -124,17 +124,21 @@ var errFull = errors.New("the page is full")
 // list finds the messages of a page first and looks them up then: a reader must
 // not wait for a client, and what the schedule knows is asked once.
 func (d queueDoor) list(_ http.ResponseWriter, r *http.Request) (any, error) {
-	now := d.now()
-	q, err := queryOf(r.URL.Query(), api.MaxPage, now)
+	q, err := queryOf(r.URL.Query(), api.MaxPage, d.now())
 	if err != nil {
 		return nil, err
 	}
+	return d.page(r, q)
+}
+
+func (d queueDoor) page(r *http.Request, q query) (any, error) {
+	now := d.now()
 	page := api.QueuePage{Messages: []api.QueueMessage{}}
 	room := api.MaxPageRecipients
 	found := map[store.ID]bool{}
 	first := store.ID(0)
 	until := now.Add(searchTime)
-	err = d.Queue.Each(r.Context(), q.from, func(v *queue.View) error {
+	err := d.Queue.Each(r.Context(), q.from, func(v *queue.View) error {
 		size := len(v.Recipients)
 		if v.ID == q.from {
 			size = max(size-q.skip, 0)
@@ -198,13 +202,18 @@ func (d queueDoor) show(_ http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%v: %w", id, err)
 	}
+	return whole(v, q, now), nil
+}
+
+// whole is one message with all that is known of it.
+func whole(v *queue.View, q query, now time.Time) api.QueueMessage {
 	m := messageOf(v, now)
 	m.First = min(q.skip, m.Total)
 	m.Recipients = recipientsOf(v, m.First, api.MaxPageRecipients)
 	if m.First == 0 {
 		m.Origin, m.Head = originOf(v.Origin), v.Head
 	}
-	return m, nil
+	return m
 }
 
 func (d queueDoor) stats(http.ResponseWriter, *http.Request) (any, error) {
@@ -249,8 +258,18 @@ func (d queueDoor) operate(w http.ResponseWriter, r *http.Request, op operation)
 	if err != nil {
 		return nil, err
 	}
+	if strings.HasSuffix(r.URL.Path, "/release") {
+		if err := d.withoutElsewhere(&sel); err != nil {
+			return nil, err
+		}
+	}
 	takeLong(w)
-	c, err := op(r.Context(), d.Queue, sel, &s)
+	return d.change(r.Context(), op, &s, sel, m)
+}
+
+// change makes an operation on a selection.
+func (d queueDoor) change(ctx context.Context, op operation, s *api.QueueSelect, sel queue.Selection, m *matcher) (any, error) {
+	c, err := op(ctx, d.Queue, sel, s)
 	if err != nil {
 		return nil, err
 	}

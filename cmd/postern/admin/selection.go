@@ -158,6 +158,8 @@ func (s *subject) fields() message.Head {
 type matcher struct {
 	rule *rules.Rule
 	now  time.Time
+	// only chooses before the rule is asked; nil: everything.
+	only func(*queue.View) bool
 	// undecided counts the messages for which the rule had no answer; why is the
 	// first reason.
 	undecided int
@@ -180,6 +182,9 @@ func newMatcher(rule string, now time.Time) (*matcher, error) {
 // match says whether the message is chosen. One for which the rule has no
 // answer is not.
 func (m *matcher) match(v *queue.View) bool {
+	if m.only != nil && !m.only(v) {
+		return false
+	}
 	if m.rule == nil {
 		return true
 	}

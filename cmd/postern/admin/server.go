@@ -34,6 +34,11 @@ type Daemon struct {
 	// Queue and Store are the daemon's queue and its store; nil if it has none.
 	Queue *queue.Queue
 	Store Store
+	// Release lets one message go on that a filter holds; it may be nil. Elsewhere
+	// says whether a held message goes to another program when it is let go, and
+	// not into the queue; nil: none does.
+	Release   func(ctx context.Context, v *queue.View, r *api.QuarantineRelease) api.QuarantineResult
+	Elsewhere func(v *queue.View) bool
 	// State is what a filter of that name remembers; nil if there is none. The
 	// function may be nil.
 	State func(filter string) Space
@@ -131,6 +136,7 @@ func (d Daemon) routes() http.Handler {
 		answer(w, done, err)
 	})
 	d.queueRoutes(mux)
+	d.quarantineRoutes(mux)
 	d.stateRoutes(mux)
 	mux.Handle("GET /metrics", d.metrics())
 	return mux

@@ -102,11 +102,17 @@ func originOf(b []byte) *api.Origin {
 		}
 		a.Results = append(a.Results, one)
 	}
-	for _, e := range o.Trace {
-		a.Trace = append(a.Trace, api.TraceEntry{
+	a.Trace = TraceOf(o.Trace)
+	return a
+}
+
+// TraceOf puts a trace into the API's words.
+func TraceOf(t pipeline.Trace) (all []api.TraceEntry) {
+	for _, e := range t {
+		all = append(all, api.TraceEntry{
 			Filter: e.Filter, Stage: e.Stage, Action: e.Action, Reply: e.Reply, Reason: e.Reason, Error: e.Err, Skipped: e.Skipped,
 			Shadow: e.Shadow, Recipients: e.Recipients, Edits: e.Edits, Took: e.Took.Microseconds(),
 		})
 	}
-	return a
+	return all
 }

@@ -42,6 +42,7 @@ var checks = []func(*loader){
 	(*loader).checkMailboxes,
 	(*loader).checkRoutes,
 	(*loader).checkUser,
+	(*loader).checkQuarantine,
 }
 
 // written reports whether the file has a key.

@@ -63,6 +63,8 @@ type Settings struct {
 	// Queue and Bounce are about our own queue.
 	Queue  Queue  `toml:"queue" doc:"our own queue, for next = queue"`
 	Bounce Bounce `toml:"bounce" doc:"the reports about what could not be delivered"`
+	// Quarantine is about what filters hold.
+	Quarantine Quarantine `toml:"quarantine" doc:"what filters hold, in our own queue, also where next is a path"`
 	// Mailbox has a Maildir for each address, or for @domain.
 	Mailbox map[string]string `toml:"mailbox" doc:"local mailboxes: an address, or @domain for every other address of a domain, and the path of its Maildir, in which %l stands for the local part and %d for the domain"`
 	// Route has the server for a domain, .suffix, or "" for all.
@@ -161,13 +163,14 @@ func (f *Filter) keep(others *node) { f.own = others }
 // defaults are the settings of an empty file, as far as they depend on nothing.
 func defaults() Settings {
 	return Settings{
-		State:  DefaultState,
-		Log:    Log{Format: "text", Level: "info"},
-		Limits: Limits{Recipients: 100_000, Head: message.DefaultMaxHead, Fields: message.DefaultMaxFields, Sessions: 500},
-		Admin:  Admin{Socket: DefaultAdminSocket},
-		Queue:  Queue{Lifetime: schedule.DefaultLifetime, Retry: "qmail", Remote: 200, Local: 10, Domain: schedule.DefaultSiteLimit, LowSpace: 256 << 20},
-		ACME:   ACME{Directory: "https://acme-v02.api.letsencrypt.org/directory", Address: ":80", Fallback: "none"},
-		Bounce: Bounce{Format: "mime", External: "verified", MaxOriginal: dsn.DefaultMaxOriginal, Warn: 4 * time.Hour},
+		State:      DefaultState,
+		Log:        Log{Format: "text", Level: "info"},
+		Limits:     Limits{Recipients: 100_000, Head: message.DefaultMaxHead, Fields: message.DefaultMaxFields, Sessions: 500},
+		Admin:      Admin{Socket: DefaultAdminSocket},
+		Queue:      Queue{Lifetime: schedule.DefaultLifetime, Retry: "qmail", Remote: 200, Local: 10, Domain: schedule.DefaultSiteLimit, LowSpace: 256 << 20},
+		ACME:       ACME{Directory: "https://acme-v02.api.letsencrypt.org/directory", Address: ":80", Fallback: "none"},
+		Quarantine: Quarantine{Retention: 30 * 24 * time.Hour, SummaryHour: 7},
+		Bounce:     Bounce{Format: "mime", External: "verified", MaxOriginal: dsn.DefaultMaxOriginal, Warn: 4 * time.Hour},
 	}
 }
 

@@ -31,10 +31,24 @@ func (p pair) close() {
 // through. From the moment that the shim has the last pair it, and not we,
 // answers its caller.
 func (n *session) handOn(ctx context.Context, all []pipeline.Outgoing) (reply.Reply, error) {
-	if err := n.fits(all); err != nil {
+	all, quarantined := divide(all)
+	if err := n.fits(all, quarantined); err != nil {
 		n.srv.fail(n.rec.id, "a message is deferred because it cannot go to the next program", err)
 		return reply.Trouble, err
 	}
+	undo, err := n.quarantine(ctx, quarantined)
+	if err != nil {
+		return reply.Of(err), err
+	}
+	if len(all) == 0 {
+		n.rec.taken, n.rec.stored = true, len(quarantined)
+		return reply.OK, nil
+	}
+	defer func() {
+		if !n.asked || n.rec.next != nil && n.rec.next.known && n.rec.next.exit != 0 {
+			undo() // the caller tries again, with all of it
+		}
+	}()
 	held, err := n.holdCopies(all[1:])
 	if err != nil {
 		n.srv.fail(n.rec.id, "a message is deferred because its copies cannot be kept", err)
@@ -79,22 +93,48 @@ var modeNames = [...]string{wire.ModeExec: "exec", wire.ModeWait: "wait"}
 // Fits is why a next program cannot take what a chain made of a message, which
 // is deferred then; nil if it can.
 func Fits(all []pipeline.Outgoing) error {
-	for _, o := range all {
-		if o.Hold != "" {
-			return fmt.Errorf("a filter (%s) wants it quarantined, which needs a queue of our own", pipeline.LogText(o.Hold, maxLogged))
-		}
-	}
-	if len(all) > wire.MaxPairs {
+	if all, _ = divide(all); len(all) > wire.MaxPairs {
 		return fmt.Errorf("filters made %d messages of it; at most %d can be handed on", len(all), wire.MaxPairs)
 	}
 	return nil
 }
 
-func (n *session) fits(all []pipeline.Outgoing) error {
-	if len(all) > 1 && n.srv.o.Kept == nil {
+func (n *session) fits(all, quarantined []pipeline.Outgoing) error {
+	switch {
+	case len(quarantined) > 0 && n.srv.o.Quarantine == nil:
+		return fmt.Errorf("a filter (%s) wants it quarantined, and this daemon was started without a queue to hold it in: restart it", pipeline.LogText(quarantined[0].Hold, maxLogged))
+	case len(all) > 1 && n.srv.o.Kept == nil:
 		return errors.New("filters made several messages of it, and no directory is set to keep copies in")
 	}
 	return Fits(all)
+}
+
+// divide tells what goes to the next program from what is held.
+func divide(all []pipeline.Outgoing) (pass, held []pipeline.Outgoing) {
+	for _, o := range all {
+		if o.Hold != "" {
+			held = append(held, o)
+		} else {
+			pass = append(pass, o)
+		}
+	}
+	return pass, held
+}
+
+// quarantine stores what filters hold, unless the shim has gone away.
+func (n *session) quarantine(ctx context.Context, held []pipeline.Outgoing) (undo func(), err error) {
+	if len(held) == 0 {
+		return func() {}, nil
+	}
+	if hungUp(n.raw) {
+		n.cancel(errGone)
+		return nil, errGone
+	}
+	undo, err = n.srv.o.Quarantine(ctx, held)
+	if err != nil && ctx.Err() == nil {
+		n.srv.fail(n.rec.id, "a message is deferred because it cannot be quarantined", err)
+	}
+	return undo, err
 }
 
 func (n *session) holdCopies(copies []pipeline.Outgoing) ([]*Held, error) {

@@ -74,6 +74,10 @@ type Options struct {
 	// Kept holds what else Next is to take of a message; without it a message
 	// that needs more than one run of Next is deferred.
 	Kept *Kept
+	// Quarantine stores what filters hold of a message whose rest goes to Next: all
+	// of it, durably, or nothing. Undo removes it again, for when Next refuses that
+	// rest and the caller will try again. Nil: such a message is deferred.
+	Quarantine func(ctx context.Context, held []pipeline.Outgoing) (undo func(), err error)
 	// Lines is what becomes of line ends and NULs; nil means message.Repair for
 	// a Sink and message.Keep for Next.
 	Lines  *message.Lines

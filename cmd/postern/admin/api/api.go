@@ -12,6 +12,11 @@
 //	GET  /v1/queue/count    QueueCounts; by, match, max
 //	POST /v1/queue/hold     QueueSelect -> QueueChanged; likewise release, retry, delete
 //	POST /v1/queue/verify   Verify
+//	GET  /v1/quarantine     QueuePage of what filters hold; from, skip, max, match, recipients
+//	GET  /v1/quarantine/ID  QueueMessage; skip
+//	GET  /v1/quarantine/ID/raw   the message as it is stored
+//	POST /v1/quarantine/release  QuarantineRelease -> QuarantineReleased
+//	POST /v1/quarantine/delete   QueueSelect -> QueueChanged
 //	GET  /v1/sites          []Site; from, max
 //	GET  /v1/state/FILTER   StatePage; prefix, from (base64url)
 //	POST /v1/state/FILTER/get  StateKey -> StatePage of one entry or none
