@@ -16,7 +16,8 @@
 // character) is compared with the whole address, and one that begins with ! is
 // an exception from all others of its list, wherever it stands; one that stands
 // in "senders" or "recipients" is an exception from the files as well. The case
-// of letters does not count, nor a dot at the end of the domain. With dialect =
+// of letters does not count, nor a dot at the end of the domain, nor whether it
+// is written in ASCII (xn--) or in Unicode. With dialect =
 // "regexes" an entry is a POSIX extended regular expression that is found
 // anywhere in the address, and one that begins with ! refuses the addresses in
 // which it is not found, as in the qregex patch.
@@ -48,8 +49,11 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/net/idna"
 
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/envelope"
@@ -325,11 +329,42 @@ func (s *side) judge(address string) pipeline.Verdict {
 	return pipeline.Verdict{}
 }
 
-// formsOf are an address as it stands, and without a dot at the end of its
-// domain, which is the same host.
+// formsOf are an address as it stands, and with its domain as others write the
+// same host: without a dot at the end, in ASCII and in Unicode (RFC 5890).
 func formsOf(address string) []string {
-	if short := strings.TrimSuffix(address, "."); short != address && strings.Contains(short, "@") {
-		return []string{address, short}
+	forms := []string{address}
+	at := strings.LastIndexByte(address, '@') + 1
+	if at == 0 || len(address)-at > maxHost {
+		return forms
 	}
-	return []string{address}
+	add := func(domain string) {
+		if form := address[:at] + domain; domain != "" && !slices.Contains(forms, form) {
+			forms = append(forms, form)
+		}
+	}
+	domain := strings.TrimSuffix(address[at:], ".")
+	add(domain)
+	if isPlain(domain) {
+		return forms
+	}
+	if ascii, err := idna.Lookup.ToASCII(domain); err == nil {
+		add(ascii)
+		if unicode, err := idna.Lookup.ToUnicode(ascii); err == nil {
+			add(unicode)
+		}
+	}
+	return forms
+}
+
+// maxHost is the longest domain that can be one, in bytes of UTF-8.
+const maxHost = 1000
+
+// isPlain reports whether a domain has one form only.
+func isPlain(domain string) bool {
+	for i := range len(domain) {
+		if domain[i] >= 0x80 {
+			return false
+		}
+	}
+	return !strings.Contains(strings.ToLower(domain), "xn--")
 }

@@ -22,7 +22,7 @@ func TestSuite(t *testing.T) {
 	if err := os.WriteFile(file, []byte("# as qmail has it\n@File.example\none@two.example  \n!good@file.example\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	const config = "senders = [\"bad@example.net\", \"@Spam.example\", \"*-return@*.list.example\", \"!me@spam.example\", \"!ok@file.example\"]\nrecipients = [\"gone@example.org\"]\n"
+	const config = "senders = [\"bad@example.net\", \"@Spam.example\", \"*-return@*.list.example\", \"!me@spam.example\", \"!ok@file.example\", \"@b\u00fccher.example\"]\nrecipients = [\"gone@example.org\"]\n"
 	with := config + "sender_files = [\"" + file + "\"]\n"
 	refused := func(name, from, reason string) filtertest.Case {
 		return filtertest.Case{
@@ -39,6 +39,8 @@ func TestSuite(t *testing.T) {
 			refused("an address", "Bad@Example.NET", `the list has "bad@example.net"`),
 			refused("a host", "x@spam.example", `the list has "@Spam.example"`),
 			refused("a dot at the end", "x@spam.example.", `the list has "@Spam.example"`),
+			refused("a host in ASCII", "x@XN--bcher-KVA.example.", "the list has "),
+			refused("a host in Unicode", "x@b\u00fccher.example", "the list has "),
 			refused("a pattern", "a-return@b.list.example", `the list has "*-return@*.list.example"`),
 			refused("a host of the file", "x@FILE.example", `badmailfrom has "@File.example"`),
 			refused("blanks at the end of a line", "one@two.example", `badmailfrom has "one@two.example"`),

@@ -81,6 +81,9 @@ func (f *Filter) take(ctx context.Context, charges []charge, count bool) (*exces
 	if over != nil || !count {
 		return over, nil
 	}
+	if err := ctx.Err(); err != nil {
+		return nil, err // the message is put off by now, and must not count
+	}
 	for i, c := range charges {
 		windows[i].add(c.limit.per, now, c.need)
 		if f.state == nil {
@@ -197,6 +200,9 @@ func (f *Filter) together(tx *pipeline.Transaction, m message.Message) (all []ch
 func (f *Filter) refuse(ctx context.Context, tx *pipeline.Transaction, single []charge) (passing []int, verdicts []pipeline.Verdict, err error) {
 	out := map[int]bool{}
 	for _, c := range single {
+		if err := ctx.Err(); err != nil {
+			return nil, nil, err
+		}
 		over, err := f.take(ctx, []charge{c}, false)
 		if err != nil {
 			return nil, nil, err

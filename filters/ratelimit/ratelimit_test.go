@@ -399,6 +399,13 @@ func TestStateFails(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, v, err)
 		}
 	}
+	gone, cancel := context.WithCancel(context.Background())
+	cancel()
+	r := newRig(t, Limit{By: "all", Messages: 1, Per: time.Hour})
+	c := charge{limit: &r.f.limits[0], subject: "*", need: counts{messages: 1}}
+	if _, err := r.f.take(gone, []charge{c}, true); err == nil || len(r.list(Selection{})) != 0 {
+		t.Errorf("what was given up is counted: %v", err)
+	}
 	if f := (&Filter{}); f.Traits().OnError != pipeline.ErrorContinues {
 		t.Error("counts that cannot be kept stop mail")
 	}
