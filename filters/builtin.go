@@ -15,6 +15,7 @@ import (
 	"github.com/postern-mta/postern/filters/recipients"
 	"github.com/postern-mta/postern/filters/rule"
 	"github.com/postern-mta/postern/filters/score"
+	"github.com/postern-mta/postern/filters/sender"
 	"github.com/postern-mta/postern/filters/tap"
 	"github.com/postern-mta/postern/pipeline"
 )
@@ -23,6 +24,6 @@ import (
 func Kinds() []pipeline.Kind {
 	return []pipeline.Kind{
 		badaddress.Kind(), clamav.Kind(), dkim.SignKind(), dkim.VerifyKind(), dnsbl.Kind(), execban.Kind(), greylist.Kind(), header.Kind(),
-		ratelimit.Kind(), rcptcheck.Kind(), recipients.Kind(), rule.Kind(), score.Kind(), tap.Kind(),
+		ratelimit.Kind(), rcptcheck.Kind(), recipients.Kind(), rule.Kind(), score.Kind(), sender.Kind(), tap.Kind(),
 	}
 }
