@@ -17,23 +17,39 @@ import (
 // memory is what filters remember. It is opened when it is first used: a
 // program that takes one message does without, if its filters do.
 type memory struct {
-	dir  string
-	log  *slog.Logger
-	once sync.Once
-	kept *state.Store
-	err  error
+	dir string
+	log *slog.Logger
+	// entries and bytes bound what each filter may have it remember.
+	entries, bytes int64
+	once           sync.Once
+	kept           *state.Store
+	err            error
 }
 
 // memoryDir is where it lies in the state directory.
 func memoryDir(c *config.Config) string { return filepath.Join(c.State, "state") }
 
 func newMemory(c *config.Config, log *slog.Logger) *memory {
-	return &memory{dir: memoryDir(c), log: log}
+	return &memory{dir: memoryDir(c), log: log, entries: c.Limits.StateEntries, bytes: c.Limits.StateSize}
 }
 
 func (m *memory) store() (*state.Store, error) {
-	m.once.Do(func() { m.kept, m.err = state.Open(state.Options{Dir: m.dir, Log: m.log, Now: time.Now}) })
+	m.once.Do(func() {
+		m.kept, m.err = state.Open(state.Options{Dir: m.dir, Log: m.log, Now: time.Now, Entries: m.entries, Bytes: m.bytes})
+	})
 	return m.kept, m.err
+}
+
+// stats are what each filter has it remember; none if it cannot.
+func (m *memory) stats() []state.Stats {
+	if m == nil {
+		return nil
+	}
+	store, err := m.store()
+	if err != nil {
+		return nil
+	}
+	return store.Stats()
 }
 
 // close brings it to the disk, if it was opened.

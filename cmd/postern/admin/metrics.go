@@ -15,6 +15,7 @@ import (
 	"github.com/postern-mta/postern/cmd/postern/admin/api"
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/reply"
+	"github.com/postern-mta/postern/pipeline/state"
 	"github.com/postern-mta/postern/queue"
 	"github.com/postern-mta/postern/queue/dsn"
 	"github.com/postern-mta/postern/queue/store/pebble"
@@ -49,6 +50,7 @@ type look struct {
 	meter  *Meter
 	queue  *queue.Stats  // nil: there is none, or it could not be read
 	store  *pebble.Stats // likewise
+	state  []state.Stats
 }
 
 // say tells a value with its labels.
@@ -115,6 +117,11 @@ var metrics = [...]struct {
 		}
 	})},
 
+	{"postern_state_entries", "filter", "what the filters remember, in entries", ofState(func(s *state.Stats) int64 { return s.Entries })},
+	{"postern_state_bytes", "filter", "bytes of these entries", ofState(func(s *state.Stats) int64 { return s.Bytes })},
+	{"postern_state_expired_total", "filter", "entries that were removed because their time was over", ofState(func(s *state.Stats) int64 { return s.Expired })},
+	{"postern_state_evicted_total", "filter", "entries that made room before their time, because the filter's part was full", ofState(func(s *state.Stats) int64 { return s.Evicted })},
+
 	{"postern_store_messages", "", "messages on disk, an estimate", ofStore(func(s *pebble.Stats) int64 { return s.Messages })},
 	{"postern_store_live_bytes", "", "bytes of messages in the database", ofStore(func(s *pebble.Stats) int64 { return s.LiveBytes })},
 	{"postern_store_disk_bytes", "", "bytes that the database takes on disk", ofStore(func(s *pebble.Stats) int64 { return s.DiskBytes })},
@@ -156,6 +163,14 @@ func ofStore(f func(*pebble.Stats) int64) func(*look, say) {
 	return func(l *look, say say) {
 		if l.store != nil {
 			say(float64(f(l.store)))
+		}
+	}
+}
+
+func ofState(f func(*state.Stats) int64) func(*look, say) {
+	return func(l *look, say say) {
+		for i := range l.state {
+			say(float64(f(&l.state[i])), l.state[i].Space)
 		}
 	}
 }
@@ -202,6 +217,9 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	if c.d.Store != nil {
 		s := c.d.Store.Stats()
 		l.store = &s
+	}
+	if c.d.StateStats != nil {
+		l.state = c.d.StateStats()
 	}
 	for i, m := range metrics {
 		kind := prometheus.GaugeValue

@@ -17,6 +17,7 @@ import (
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/envelope"
 	"github.com/postern-mta/postern/pipeline/reply"
+	"github.com/postern-mta/postern/pipeline/state"
 	"github.com/postern-mta/postern/queue"
 	"github.com/postern-mta/postern/queue/schedule"
 	"github.com/postern-mta/postern/queue/store"
@@ -48,7 +49,11 @@ func (r *rig) families() map[string]*dto.MetricFamily {
 // TestMetrics holds the output against the table, and the values against what
 // was done.
 func TestMetrics(t *testing.T) {
-	r := newRig(t, nil)
+	r := newRig(t, func(d *Daemon) {
+		d.StateStats = func() []state.Stats {
+			return []state.Stats{{Space: "greylist", Entries: 1, Bytes: 2, Expired: 3, Evicted: 4}, {Space: "rate\xfflimit"}}
+		}
+	})
 	r.store.stats = pebble.Stats{
 		Messages: 1, LiveBytes: 2, DiskBytes: 3, Bodies: 4, BodyBytes: 5, Syncs: 6, Damaged: 7, Full: true, Ballast: true, Flushes: 8, Compactions: 9, Memory: 10,
 	}
@@ -115,6 +120,8 @@ func TestMetrics(t *testing.T) {
 		`postern_queue_deliveries_total{channel="remote",status="failed"}`: 0, `postern_queue_deliveries_total{channel="local",status="delivered"}`: 0,
 		`postern_queue_submitted_total`: 2, `postern_queue_removed_total`: 0,
 		`postern_queue_in_flight_limit{channel="local"}`: schedule.DefaultChannelLimit, `postern_queue_reports_total{kind="delay"}`: 0,
+		`postern_state_entries{filter="greylist"}`: 1, `postern_state_bytes{filter="greylist"}`: 2, `postern_state_bytes{filter="rate?limit"}`: 0,
+		`postern_state_expired_total{filter="greylist"}`: 3, `postern_state_evicted_total{filter="greylist"}`: 4,
 		`postern_store_messages`: 1, `postern_store_live_bytes`: 2, `postern_store_disk_bytes`: 3, `postern_store_bodies`: 4, `postern_store_body_bytes`: 5,
 		`postern_store_syncs_total`: 6, `postern_store_damaged_total`: 7, `postern_store_full`: 1, `postern_store_ballast`: 1,
 		`postern_store_flushes_total`: 8, `postern_store_compactions_total`: 9, `postern_store_memory_bytes`: 10,

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/postern-mta/postern/cmd/postern/admin/api"
+	"github.com/postern-mta/postern/pipeline/state"
 	"github.com/postern-mta/postern/queue"
 	"github.com/postern-mta/postern/queue/store"
 )
@@ -42,6 +43,8 @@ type Daemon struct {
 	// State is what a filter of that name remembers; nil if there is none. The
 	// function may be nil.
 	State func(filter string) Space
+	// StateStats tells what the filters' state takes; nil: nothing is told.
+	StateStats func() []state.Stats
 	// Meter counts what the entrances take; nil: nothing is counted.
 	Meter *Meter
 	// Now is the clock; nil means the system's.

@@ -11,6 +11,7 @@ import (
 	"github.com/postern-mta/postern/pipeline/ingress/handoff"
 	"github.com/postern-mta/postern/pipeline/ingress/handoff/wire"
 	"github.com/postern-mta/postern/pipeline/message"
+	"github.com/postern-mta/postern/pipeline/state"
 	"github.com/postern-mta/postern/queue/dsn"
 	"github.com/postern-mta/postern/queue/schedule"
 )
@@ -98,6 +99,9 @@ type Limits struct {
 	Head       int64 `toml:"head" unit:"bytes" min:"1024" doc:"the longest head of a message"`
 	Fields     int   `toml:"fields" min:"1" doc:"the most header fields of a message"`
 	Sessions   int   `toml:"sessions" min:"1" doc:"the most sessions at one time, over all entrances; further callers are put off"`
+
+	StateEntries int64 `toml:"state_entries" min:"1000" doc:"the most that each filter may remember (greylist, ratelimit), in entries: beyond, those that would expire soonest make room. It counts from the next start"`
+	StateSize    int64 `toml:"state_size" unit:"bytes" min:"65536" doc:"likewise in bytes of keys and values"`
 }
 
 // Admin is the table [admin].
@@ -165,7 +169,7 @@ func defaults() Settings {
 	return Settings{
 		State:      DefaultState,
 		Log:        Log{Format: "text", Level: "info"},
-		Limits:     Limits{Recipients: 100_000, Head: message.DefaultMaxHead, Fields: message.DefaultMaxFields, Sessions: 500},
+		Limits:     Limits{Recipients: 100_000, Head: message.DefaultMaxHead, Fields: message.DefaultMaxFields, Sessions: 500, StateEntries: state.DefaultEntries, StateSize: state.DefaultBytes},
 		Admin:      Admin{Socket: DefaultAdminSocket},
 		Queue:      Queue{Lifetime: schedule.DefaultLifetime, Retry: "qmail", Remote: 200, Local: 10, Domain: schedule.DefaultSiteLimit, LowSpace: 256 << 20},
 		ACME:       ACME{Directory: "https://acme-v02.api.letsencrypt.org/directory", Address: ":80", Fallback: "none"},
