@@ -127,17 +127,20 @@ func parseShadowLine(b []byte) (l shadowLine, err error) {
 
 // shadowKeys are the keys of the text format.
 var shadowKeys = map[string]func(l *shadowLine, value string) error{
-	"time":                  func(l *shadowLine, v string) (err error) { l.Time, err = time.Parse(time.RFC3339Nano, v); return err },
-	"msg":                   func(l *shadowLine, v string) error { l.Msg = v; return nil },
-	"id":                    func(l *shadowLine, v string) error { l.ID = v; return nil },
-	"message_id":            func(l *shadowLine, v string) error { l.MessageID = v; return nil },
-	"from":                  func(l *shadowLine, v string) error { l.From = v; return nil },
-	"to":                    func(l *shadowLine, v string) error { l.To = v; return nil },
-	"recipients":            func(l *shadowLine, v string) (err error) { l.Recipients, err = strconv.Atoi(v); return err },
-	"refused_recipients":    func(l *shadowLine, v string) (err error) { l.Refused, err = strconv.Atoi(v); return err },
-	"answer":                func(l *shadowLine, v string) error { l.Answer = v; return nil },
-	"next.exit":             func(l *shadowLine, v string) error { return l.next(json.RawMessage(v), 0) },
-	"next.signal":           func(l *shadowLine, v string) error { n, err := strconv.Atoi(v); return errors.Join(err, l.next(nil, n)) },
+	"time":               func(l *shadowLine, v string) (err error) { l.Time, err = time.Parse(time.RFC3339Nano, v); return err },
+	"msg":                func(l *shadowLine, v string) error { l.Msg = v; return nil },
+	"id":                 func(l *shadowLine, v string) error { l.ID = v; return nil },
+	"message_id":         func(l *shadowLine, v string) error { l.MessageID = v; return nil },
+	"from":               func(l *shadowLine, v string) error { l.From = v; return nil },
+	"to":                 func(l *shadowLine, v string) error { l.To = v; return nil },
+	"recipients":         func(l *shadowLine, v string) (err error) { l.Recipients, err = strconv.Atoi(v); return err },
+	"refused_recipients": func(l *shadowLine, v string) (err error) { l.Refused, err = strconv.Atoi(v); return err },
+	"answer":             func(l *shadowLine, v string) error { l.Answer = v; return nil },
+	"next.exit":          func(l *shadowLine, v string) error { return l.next(json.RawMessage(v), 0) },
+	"next.signal": func(l *shadowLine, v string) error {
+		n, err := strconv.Atoi(v)
+		return errors.Join(err, l.next(nil, n))
+	},
 	"action":                func(l *shadowLine, v string) error { l.Action = v; return nil },
 	pipeline.LogKeyShadow:   func(l *shadowLine, v string) error { return json.Unmarshal([]byte(v), &l.Shadow) },
 	pipeline.LogKeyEnforced: func(l *shadowLine, v string) error { l.Enforced = v; return nil },

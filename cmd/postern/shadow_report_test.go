@@ -250,7 +250,8 @@ func FuzzShadowLine(f *testing.F) {
 	for _, format := range []string{"text", "json"} {
 		f.Add(bytes.TrimRight(shadowLog(format, []any{
 			"message", "id", "1", "message_id", "<a \"b\"=\\>", "from", "a@b", "to", "c", "recipients", 1, "refused_recipients", 2, "shadow",
-			pipeline.LogShadow{{Filter: "f", Stage: "message", Action: "reject", Recipients: 1, Edits: 2, Reason: "\x1b\"]"}}, "enforced", "continue", slog.Group("next", "exit", 0),
+			pipeline.LogShadow{{Filter: "f", Stage: "message", Action: "reject", Recipients: 1, Edits: 2, Reason: "\x1b\"]"}},
+			"enforced", "continue", slog.Group("next", "exit", 0),
 		}), "\n"))
 	}
 	f.Add([]byte(`time=2026-11-22T05:00:00Z "k y"="v" msg="filter mode set by hand" filter=x mode=shadow`))
@@ -280,8 +281,11 @@ func BenchmarkShadowReport(b *testing.B) {
 		b.Run(format, func(b *testing.B) {
 			line := shadowLog(format, []any{
 				"message", "id", "7f3a", "message_id", "<1@b.example>", "from", "a@b.example", "to", "c@d.example", "recipients", 1, "standing", "external", "peer", "192.0.2.1", "chain", "inbound",
-				"size", 4096, "filters", pipeline.LogList{"greylist=defer (shadow) (first seen) 0.1ms", "execban=continue 0.2ms", "tap=continue 0.0ms"},
-				"shadow", pipeline.LogShadow{{Filter: "greylist", Stage: "recipient", Action: "defer", Recipients: 1, Reason: "first seen"}}, "enforced", "continue", "answer", "250 2.0.0 ok", "took", "2.1ms",
+				"size", 4096, "filters",
+				pipeline.LogList{"greylist=defer (shadow) (first seen) 0.1ms", "execban=continue 0.2ms", "tap=continue 0.0ms"},
+				"shadow",
+				pipeline.LogShadow{{Filter: "greylist", Stage: "recipient", Action: "defer", Recipients: 1, Reason: "first seen"}},
+				"enforced", "continue", "answer", "250 2.0.0 ok", "took", "2.1ms",
 			})
 			log := bytes.Repeat(line, 1000)
 			b.SetBytes(int64(len(log)))
