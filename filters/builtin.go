@@ -10,6 +10,7 @@ import (
 	"github.com/postern-mta/postern/filters/execban"
 	"github.com/postern-mta/postern/filters/greylist"
 	"github.com/postern-mta/postern/filters/header"
+	"github.com/postern-mta/postern/filters/pattern"
 	"github.com/postern-mta/postern/filters/ratelimit"
 	"github.com/postern-mta/postern/filters/rcptcheck"
 	"github.com/postern-mta/postern/filters/recipients"
@@ -24,6 +25,6 @@ import (
 func Kinds() []pipeline.Kind {
 	return []pipeline.Kind{
 		badaddress.Kind(), clamav.Kind(), dkim.SignKind(), dkim.VerifyKind(), dnsbl.Kind(), execban.Kind(), greylist.Kind(), header.Kind(),
-		ratelimit.Kind(), rcptcheck.Kind(), recipients.Kind(), rule.Kind(), score.Kind(), sender.Kind(), tap.Kind(),
+		pattern.Kind(), ratelimit.Kind(), rcptcheck.Kind(), recipients.Kind(), rule.Kind(), score.Kind(), sender.Kind(), tap.Kind(),
 	}
 }

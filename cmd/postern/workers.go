@@ -9,6 +9,7 @@ import (
 
 	"github.com/postern-mta/postern/filters/clamav"
 	"github.com/postern-mta/postern/filters/execban"
+	"github.com/postern-mta/postern/filters/pattern"
 	"github.com/postern-mta/postern/pipeline/worker"
 )
 
@@ -16,6 +17,7 @@ import (
 func jobs() map[string]worker.Job {
 	all := execban.Jobs()
 	maps.Copy(all, clamav.Jobs())
+	maps.Copy(all, pattern.Jobs())
 	return all
 }
 
