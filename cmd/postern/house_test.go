@@ -40,6 +40,7 @@ var doors = []door{
 	{"pipeline/state", nil},
 	{"pipeline/worker", nil},
 	{"pipeline/servers", nil},
+	{"pipeline/servers/*", nil},
 	{"pipeline/spam", []string{"pipeline/reply", "pipeline/message"}},
 	{"rules", nil},
 	{"pipeline", slices.Concat(allLeaves(), []string{"rules"})},
