@@ -60,11 +60,39 @@ func (f *feed) Read(p []byte) (int, error) {
 // WriteTo writes what is left of the head, and the body.
 func (f *feed) WriteTo(w io.Writer) (int64, error) {
 	c := &counter{to: w}
+	if content, ok := f.body.Memory(); ok && len(content) <= chunk {
+		f.err = f.writeAtOnce(c, content)
+		return c.n, f.err
+	}
 	if _, err := f.head.WriteTo(c); err != nil {
 		return c.n, err
 	}
 	f.err = f.writeBody(c)
 	return c.n, f.err
+}
+
+// writeAtOnce writes what is left of the head and a small body: to sign, the
+// library takes each piece in another goroutine.
+func (f *feed) writeAtOnce(w io.Writer, content []byte) error {
+	if err := f.ctx.Err(); err != nil {
+		return err
+	}
+	text := bytes.TrimRight(content, f.void)
+	f.hold(content[len(text):])
+	ending, err := f.ending()
+	if err != nil {
+		return err
+	}
+	if f.head.Len() == 0 && bytes.HasPrefix(content[len(text):], ending) {
+		_, err = w.Write(content[:len(text)+len(ending)])
+		return err
+	}
+	whole := bytes.NewBuffer(make([]byte, 0, f.head.Len()+len(text)+len(ending)))
+	f.head.WriteTo(whole) //nolint:errcheck // it is memory
+	whole.Write(text)
+	whole.Write(ending)
+	_, err = whole.WriteTo(w)
+	return err
 }
 
 // counter counts what is written.
@@ -124,25 +152,37 @@ func (f *feed) pass(w io.Writer, p []byte) error {
 			return err
 		}
 	}
-	p = p[len(text):]
-	if room := f.room - len(f.held); len(p) > room {
-		f.full, p = true, p[:room]
-	}
-	f.held = append(f.held, p...)
+	f.hold(p[len(text):])
 	return nil
 }
 
-// end writes what stands for the blank lines at the end. What has CRs that are
-// no line ends is left to the library.
+// hold keeps blank lines that may be the last.
+func (f *feed) hold(blank []byte) {
+	if room := f.room - len(f.held); len(blank) > room {
+		f.full, blank = true, blank[:room]
+	}
+	f.held = append(f.held, blank...)
+}
+
+// end writes what stands for the blank lines at the end.
 func (f *feed) end(w io.Writer) error {
+	ending, err := f.ending()
+	if err == nil {
+		_, err = w.Write(ending)
+	}
+	return err
+}
+
+// ending is what stands for the blank lines at the end. What has CRs that are no
+// line ends is left to the library.
+func (f *feed) ending() ([]byte, error) {
 	held := f.held
 	if bytes.Count(held, []byte("\r")) != bytes.Count(held, []byte("\r\n")) {
 		if f.full {
-			return errBlank
+			return nil, errBlank
 		}
 	} else if bytes.IndexByte(held, '\n') >= 0 {
 		held = []byte("\n")
 	}
-	_, err := w.Write(held)
-	return err
+	return held, nil
 }

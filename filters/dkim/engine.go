@@ -44,7 +44,7 @@ type material struct {
 
 func newMaterial(m message.Message) *material {
 	h := m.Head()
-	t := &material{body: m.Body(), good: map[string][]byte{}, bad: map[string][][]byte{}, size: map[string]int64{}}
+	t := &material{body: m.Body(), good: map[string][]byte{}, fields: make([]message.Field, 0, h.Len())}
 	for i := range h.Len() {
 		t.fields = append(t.fields, h.Field(i))
 	}
@@ -56,19 +56,39 @@ func newMaterial(m message.Message) *material {
 // field at index except is none of them. short is set if there are too few of
 // the name of a signature's own field.
 func (t *material) chosen(names []string, except int) (fields []message.Field, short bool) {
-	wanted := make(map[string]int, len(names))
-	for _, n := range names {
-		wanted[strings.ToLower(n)]++
+	wanted := make(map[string]*int, len(names))
+	counts := make([]int, len(names))
+	var room [64]byte // a look at the map with bytes needs no memory
+	for i, n := range names {
+		name := appendLower(room[:0], n)
+		if count := wanted[string(name)]; count != nil {
+			*count++
+			continue
+		}
+		counts[i] = 1
+		wanted[string(name)] = &counts[i]
 	}
 	for i, f := range slices.Backward(t.fields) {
-		n := strings.ToLower(f.Name())
-		if left := wanted[n]; left > 0 && i != except {
-			wanted[n] = left - 1
+		if left := wanted[string(appendLower(room[:0], f.Name()))]; left != nil && *left > 0 && i != except {
+			*left--
 			fields = append(fields, f)
 		}
 	}
 	slices.Reverse(fields)
-	return fields, wanted[signatureName] > 0
+	left := wanted[signatureName]
+	return fields, left != nil && *left > 0
+}
+
+// appendLower appends a field's name, of which only ASCII has case.
+func appendLower(b []byte, name string) []byte {
+	for i := range len(name) {
+		c := name[i]
+		if 'A' <= c && c <= 'Z' {
+			c |= 0x20
+		}
+		b = append(b, c)
+	}
+	return b
 }
 
 // signatureName is FieldName in lower case.
@@ -97,6 +117,9 @@ func (t *material) verify(ctx context.Context, s *signature, index int, key *rec
 	case err == nil || errors.Is(err, errHead):
 		t.good[form] = s.bodyHash
 	case errors.Is(err, errBody):
+		if t.bad == nil {
+			t.bad = map[string][][]byte{}
+		}
 		t.bad[form] = append(t.bad[form], s.bodyHash)
 	}
 	return err
@@ -188,6 +211,9 @@ func (t *material) verifyAlone(ctx context.Context, s *signature, fields []messa
 	case s.length > size:
 		return errOver
 	case s.partial:
+		if t.size == nil {
+			t.size = map[string]int64{}
+		}
 		t.size[s.form()] = size
 	}
 	if !bytes.Equal(sum, s.bodyHash) {

@@ -73,7 +73,7 @@ func FuzzVerify(f *testing.F) {
 func checkPass(t *testing.T, v *Verifier, m message.Message, seen, i int) {
 	t.Helper()
 	c := v.candidates(m.Head(), seen)[i]
-	key, err := fetch(context.Background(), v.Look, c.parsed.query())
+	key, err := v.records.fetch(context.Background(), v.Look, c.parsed.query())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -157,6 +157,7 @@ func unable(peer, shape, form string) bool {
 
 // What we sign, dkimpy, Mail::DKIM and OpenDKIM verify.
 func TestPeersVerify(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	all := r.signAll(t)
 	for _, peer := range []struct {
@@ -216,6 +217,7 @@ func verifyByMilter(t *testing.T, r *rig, all []sample) map[string][]string {
 
 // What they sign, we verify.
 func TestPeersSign(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	z := zone{}
 	for selector, key := range r.keys {
@@ -243,6 +245,9 @@ func TestPeersSign(t *testing.T) {
 						continue // Debian's has no Ed25519; what this one makes of it, it does not verify itself
 					}
 					names, paths := slices.Clone(names), slices.Clone(paths)
+					if k.bits == 4096 && form == "simple/simple" {
+						names, paths = names[:3], paths[:3] // dkimpy takes a second for each
+					}
 					for _, shape := range large {
 						if k.bits == 2048 && form == "relaxed/relaxed" { // the key makes no difference to a large body
 							names = append(names, shape)

@@ -16,7 +16,7 @@ import (
 // what it signs; look is as in a Verifier. IsTemporary tells whether nobody
 // could say.
 func CheckPublished(ctx context.Context, look func(ctx context.Context, name string) ([]string, error), k Key) error {
-	r, err := fetch(ctx, look, k.Query())
+	r, err := new(records).fetch(ctx, look, k.Query())
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
+	"sync"
 
 	"github.com/postern-mta/postern/pipeline/reply"
 )
@@ -51,8 +53,39 @@ func (t temporary) Unwrap() error { return t.error }
 // texts asks for the texts of one name in the DNS.
 type texts func(ctx context.Context, name string) ([]string, error)
 
+// maxRecords bounds the records that are kept: about a megabyte.
+const maxRecords = 250
+
+// records keeps keys that were read, by the text of their record: most mail is
+// signed by few. It is safe for concurrent use.
+type records struct {
+	mu    sync.Mutex
+	known map[string]*record
+}
+
+// parse is parseRecord.
+func (r *records) parse(text string) (*record, error) {
+	r.mu.Lock()
+	known := r.known[text]
+	r.mu.Unlock()
+	if known != nil {
+		return known, nil
+	}
+	one, err := parseRecord(text)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.known == nil || len(r.known) >= maxRecords {
+		r.known = map[string]*record{}
+	}
+	r.known[strings.Clone(text)] = one
+	return one, nil
+}
+
 // fetch asks for a key. A temporary error says that nobody could tell.
-func fetch(ctx context.Context, look texts, name string) (*record, error) {
+func (r *records) fetch(ctx context.Context, look texts, name string) (*record, error) {
 	answers, err := look(ctx, name)
 	var dns *net.DNSError
 	switch {
@@ -60,6 +93,9 @@ func fetch(ctx context.Context, look texts, name string) (*record, error) {
 		return nil, errNoKey
 	case err != nil:
 		return nil, temporary{fmt.Errorf("the key could not be looked up: %w", err)}
+	}
+	if len(answers) == 1 {
+		return r.parse(answers[0])
 	}
 	// Several records are undefined (RFC 6376 §3.6.2.2). A domain with a wild
 	// card has others there that are no keys.
@@ -77,9 +113,9 @@ func fetch(ctx context.Context, look texts, name string) (*record, error) {
 	case len(keys) > 1:
 		return nil, errors.New("several keys under one name")
 	case len(keys) == 1:
-		return parseRecord(keys[0])
+		return r.parse(keys[0])
 	}
-	return parseRecord(answers[0])
+	return r.parse(answers[0])
 }
 
 // parseRecord reads a key record.

@@ -38,6 +38,7 @@ func shapes() map[string]string {
 // What we sign, we verify, in every form and with every key; and what was
 // changed, we do not.
 func TestRoundTrip(t *testing.T) {
+	t.Parallel()
 	for name, text := range shapes() {
 		for _, bits := range []int{0, 1024} {
 			for _, form := range []string{"simple/simple", "simple/relaxed", "relaxed/simple", "relaxed/relaxed"} {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	msgauth "github.com/emersion/go-msgauth/dkim"
@@ -35,7 +36,8 @@ func DefaultOversign() []string {
 	return []string{"From", "Reply-To", "Subject", "Date", "Message-ID", "To", "Cc", "MIME-Version", "Content-Type", "Content-Transfer-Encoding"}
 }
 
-// Signer makes signatures. It does not change, and is safe for concurrent use.
+// Signer makes signatures. It must not be changed once it has made one, nor
+// copied; it is safe for concurrent use.
 type Signer struct {
 	// Headers are the names of the fields that are signed, Oversign those of
 	// which no other may be added. nil means the defaults.
@@ -47,6 +49,9 @@ type Signer struct {
 	Expires time.Duration
 	// Now is the clock of Expires; nil means time.Now.
 	Now func() time.Time
+
+	once  sync.Once
+	cover coverage
 }
 
 // Sign is the value of the field FieldName that signs a message with a key,
@@ -90,56 +95,65 @@ func formOr(form string) msgauth.Canonicalization {
 	return msgauth.Canonicalization(form)
 }
 
-// covered are the fields that a signature covers, and the names for its h=.
+// coverage is what a Signer covers, made ready once.
+type coverage struct {
+	names []string
+	over  []bool         // of each, whether it is oversigned
+	index map[string]int // by lower-case name
+}
+
+func (s *Signer) coverage() *coverage {
+	s.once.Do(func() {
+		headers, oversign := s.Headers, s.Oversign
+		if headers == nil {
+			headers = DefaultHeaders()
+		}
+		if oversign == nil {
+			oversign = DefaultOversign()
+		}
+		s.cover.index = map[string]int{}
+		for _, n := range slices.Concat(headers, oversign) {
+			key := string(appendLower(nil, n))
+			if _, twice := s.cover.index[key]; twice {
+				continue
+			}
+			s.cover.index[key] = len(s.cover.names)
+			s.cover.names = append(s.cover.names, n)
+			s.cover.over = append(s.cover.over, isIn(n, oversign))
+		}
+	})
+	return &s.cover
+}
+
+// covered are the fields that a signature covers, and the names for its h=:
+// each as often as the message has it, and once more if it is oversigned. What
+// there are too many of is left out as a whole, but for From.
 func (s *Signer) covered(h message.Head) (fields []message.Field, names []string) {
-	headers, oversign := s.Headers, s.Oversign
-	if headers == nil {
-		headers = DefaultHeaders()
-	}
-	if oversign == nil {
-		oversign = DefaultOversign()
-	}
-	wanted := map[string]int{} // by lower-case name, how often the message has it
-	for _, n := range slices.Concat(headers, oversign) {
-		wanted[strings.ToLower(n)] = 0
-	}
+	c := s.coverage()
+	has := make([]int, len(c.names))
+	var room [64]byte
 	for i := range h.Len() {
 		f := h.Field(i)
-		n := strings.ToLower(f.Name())
-		if _, ok := wanted[n]; ok {
-			wanted[n]++
+		if n, ok := c.index[string(appendLower(room[:0], f.Name()))]; ok {
+			has[n]++
 			fields = append(fields, f)
 		}
 	}
+	names = make([]string, 0, 2*len(has))
 	length := 0
-	for _, n := range headers {
-		names, length = s.add(names, length, n, wanted, isIn(n, oversign))
-	}
-	for _, n := range oversign {
-		names, length = s.add(names, length, n, wanted, true)
+	for i, name := range c.names {
+		n := has[i]
+		if c.over[i] {
+			n++
+		}
+		if more := n * (len(name) + 1); n <= maxInstances && length+more <= maxNamesLine || strings.EqualFold(name, "From") {
+			for range n {
+				names = append(names, name)
+			}
+			length += more
+		}
 	}
 	return fields, names
-}
-
-// add adds a name as often as the message has it, and once more if it is
-// oversigned. What there are too many of is left out as a whole, but for From.
-func (s *Signer) add(names []string, length int, name string, has map[string]int, over bool) ([]string, int) {
-	key := strings.ToLower(name)
-	n, first := has[key]
-	if !first {
-		return names, length // it stands in both lists
-	}
-	delete(has, key)
-	if over {
-		n++
-	}
-	if more := n * (len(name) + 1); n <= maxInstances && length+more <= maxNamesLine || strings.EqualFold(name, "From") {
-		for range n {
-			names = append(names, name)
-		}
-		length += more
-	}
-	return names, length
 }
 
 func isIn(name string, names []string) bool {

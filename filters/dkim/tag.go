@@ -86,12 +86,17 @@ func unspace(s string) string {
 	if !strings.ContainsAny(s, blanks) {
 		return s
 	}
-	return strings.Map(func(r rune) rune {
-		if strings.ContainsRune(blanks, r) {
-			return -1
+	var b strings.Builder
+	b.Grow(len(s))
+	for len(s) > 0 {
+		end := strings.IndexAny(s, blanks)
+		if end < 0 {
+			end = len(s)
 		}
-		return r
-	}, s)
+		b.WriteString(s[:end])
+		s = strings.TrimLeft(s[end:], blanks)
+	}
+	return b.String()
 }
 
 // unquote undoes dkim-quoted-printable (RFC 6376 §2.11), in which an "=" that

@@ -38,8 +38,8 @@ const (
 	PartialAny      = "any"      // it counts, whatever follows
 )
 
-// Verifier verifies the signatures of messages. It does not change, and is safe
-// for concurrent use.
+// Verifier verifies the signatures of messages. It must not be changed once it
+// has been used, nor copied; it is safe for concurrent use.
 type Verifier struct {
 	// Look asks for the texts of a name; its errors are *net.DNSError.
 	Look func(ctx context.Context, name string) ([]string, error)
@@ -57,6 +57,8 @@ type Verifier struct {
 	// Drift is how far in the future a signature may have been made, 0 means
 	// DefaultDrift.
 	Drift time.Duration
+
+	records records
 }
 
 // Result is what one signature proves.
@@ -268,15 +270,20 @@ type answer struct {
 
 // ask asks for keys until the context is done.
 func (v *Verifier) ask(ctx context.Context, names map[string]bool) map[string]answer {
-	answers := make(chan answer, len(names))
 	got := make(map[string]answer, len(names))
-	for name := range names {
-		one := func() { key, err := fetch(ctx, v.Look, name); answers <- answer{name, key, err} }
-		if len(names) == 1 {
-			one() // nothing else is waited for
-		} else {
-			go one()
+	one := func(name string) answer {
+		key, err := v.records.fetch(ctx, v.Look, name)
+		return answer{name, key, err}
+	}
+	if len(names) == 1 { // nothing else is waited for
+		for name := range names {
+			got[name] = one(name)
 		}
+		return got
+	}
+	answers := make(chan answer, len(names))
+	for name := range names {
+		go func() { answers <- one(name) }()
 	}
 	for range names {
 		select {
