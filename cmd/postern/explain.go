@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -206,12 +207,17 @@ func admit(c *config.Config, l *config.Listen, s *pipeline.Session) error {
 }
 
 func (f explainFlags) listen(c *config.Config) (*config.Listen, error) {
-	names := sortedKeys(c.Listen)
+	var names []string // of those by which mail comes in
+	for _, name := range sortedKeys(c.Listen) {
+		if !c.Listen[name].IsRemote() {
+			names = append(names, name)
+		}
+	}
 	if f.entrance == "" && len(names) > 0 {
 		return c.Listen[names[0]], nil
 	}
-	if l := c.Listen[f.entrance]; l != nil {
-		return l, nil
+	if slices.Contains(names, f.entrance) {
+		return c.Listen[f.entrance], nil
 	}
 	return nil, fmt.Errorf("there is no entrance %q; the configuration has %v", f.entrance, names)
 }

@@ -115,7 +115,7 @@ func loadOptions(env pipeline.Env) config.Options {
 	return config.Options{Kinds: filters.Kinds(), Env: env, Shims: ourShims(), HasQueue: true}
 }
 
-// ourShims are the places where our own qmail-queue may stand: beside this
+// ourShims are the places where our own shims may stand: beside this
 // program, where make install puts it, and above in lib/postern.
 func ourShims() []string {
 	self, err := os.Executable()
@@ -124,7 +124,7 @@ func ourShims() []string {
 	}
 	dir := filepath.Dir(self)
 	var found []string
-	for _, p := range []string{"qmail-queue", "qmail-queue-go", "../lib/postern/qmail-queue"} {
+	for _, p := range []string{"qmail-queue", "qmail-queue-go", "../lib/postern/qmail-queue", "qmail-remote", "qmail-remote-go", "../lib/postern/qmail-remote"} {
 		p = filepath.Join(dir, p)
 		if _, err := os.Stat(p); err == nil {
 			found = append(found, p)

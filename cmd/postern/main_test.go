@@ -35,6 +35,7 @@ func TestMain(m *testing.M) {
 		"postern":  func() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) },
 		"recorder": func() { os.Exit(record()) },
 		"inject":   func() { os.Exit(inject(os.Args[1:])) },
+		"leave":    func() { os.Exit(leave(os.Args[1:])) },
 	})
 }
 
@@ -67,7 +68,7 @@ func buildShims(t *testing.T, dir string) map[string]string {
 // TestScripts drives the real programs: the daemon, and each script once with
 // each shim.
 func TestScripts(t *testing.T) {
-	shim := buildShims(t, t.TempDir())
+	shim, remote := buildShims(t, t.TempDir()), buildRemotes(t, t.TempDir())
 	for _, kind := range shims {
 		t.Run(kind, func(t *testing.T) {
 			testscript.Run(t, testscript.Params{
@@ -79,14 +80,15 @@ func TestScripts(t *testing.T) {
 						return err
 					}
 					// Another user's shim must find its way to all of these.
-					for _, dir := range []string{filepath.Dir(shim[kind]), filepath.Dir(filepath.Dir(shim[kind])), filepath.Dir(recorder), filepath.Dir(filepath.Dir(recorder)), e.WorkDir, filepath.Dir(e.WorkDir)} {
+					for _, dir := range []string{filepath.Dir(shim[kind]), filepath.Dir(filepath.Dir(shim[kind])), filepath.Dir(remote[kind]), filepath.Dir(recorder), filepath.Dir(filepath.Dir(recorder)), e.WorkDir, filepath.Dir(e.WorkDir)} {
 						if err := os.Chmod(dir, 0o755); err != nil {
 							return err
 						}
 					}
 					dir := filepath.Join(e.WorkDir, "run")
 					e.Vars = append(e.Vars, "GORACE="+os.Getenv("GORACE"), "SHIM="+shim[kind], "KIND="+kind, "RECORDER="+recorder, "RUN="+dir,
-						"POSTERN_SOCKET="+filepath.Join(dir, "queue.sock"), "RECORD_DIR="+filepath.Join(dir, "record"), "POSTERN_WAIT=3000",
+						"POSTERN_SOCKET="+filepath.Join(dir, "queue.sock"),
+						"REMOTE="+remote[kind], "POSTERN_REMOTE_SOCKET="+filepath.Join(dir, "remote.sock"), "RECORD_DIR="+filepath.Join(dir, "record"), "POSTERN_WAIT=3000",
 						"UID="+strconv.Itoa(os.Getuid()), "CONFIG="+filepath.Join(e.WorkDir, "postern.toml"))
 					e.Vars = append(e.Vars, "GORACE=atexit_sleep_ms=0") // or each command of a race build sleeps for a second when it ends
 					e.Vars = append(e.Vars, "LONGEST="+strings.Repeat("a", envelope.MaxAddress-2)+"@b")

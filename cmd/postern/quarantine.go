@@ -65,16 +65,18 @@ func (d *daemon) keptOf(name string) *handoff.Kept {
 
 // hasNext reports whether an entrance hands mail to another program.
 func hasNext(c *config.Config) bool {
-	return slices.ContainsFunc(sortedKeys(c.Listen), func(name string) bool { return isProgram(c.Listen[name].Next) })
+	return slices.ContainsFunc(sortedKeys(c.Listen), func(name string) bool { return isProgram(c.Listen[name]) })
 }
 
-func isProgram(next string) bool { return next != config.NextQueue && next != config.NextDiscard }
+func isProgram(l *config.Listen) bool {
+	return !l.IsRemote() && l.Next != config.NextQueue && l.Next != config.NextDiscard
+}
 
 // mayHold reports whether a filter may hold mail of an entrance that hands it to
 // another program: every filter may.
 func mayHold(c *config.Config) bool {
 	for _, l := range c.Listen {
-		if isProgram(l.Next) && len(c.Chain[l.Chain])+len(c.Chain[l.Local]) > 0 {
+		if isProgram(l) && len(c.Chain[l.Chain])+len(c.Chain[l.Local]) > 0 {
 			return true
 		}
 	}
@@ -137,7 +139,7 @@ func destinationOf(c *config.Config, o pipeline.Origin) destination {
 		if !l.IsSMTP() && pipeline.ParseStanding(o.Standing) == pipeline.Local {
 			d.chain = l.Local
 		}
-		if isProgram(l.Next) {
+		if isProgram(l) {
 			d.next, d.entrance = l.Next, l.Name
 		}
 		return d
@@ -146,7 +148,7 @@ func destinationOf(c *config.Config, o pipeline.Origin) destination {
 		switch l := c.Listen[name]; {
 		case l.Next == config.NextQueue:
 			return destination{chain: d.chain}
-		case isProgram(l.Next) && d.next == "":
+		case isProgram(l) && d.next == "":
 			d.next, d.entrance = l.Next, name
 		}
 	}

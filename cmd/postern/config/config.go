@@ -40,7 +40,7 @@ type Options struct {
 	Hostname func() (string, error)
 	// HasQueue is set where next = "queue" works, and is then the default.
 	HasQueue bool
-	// Shims are the paths of our own qmail-queue, which must not be called next.
+	// Shims are the paths of our own shims, which must not be called next.
 	Shims []string
 	// Control is the control directory if the file names none; it need not
 	// exist. "" means DefaultControl.
