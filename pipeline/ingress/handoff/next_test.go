@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/postern-mta/postern/pipeline/envelope"
 	"github.com/postern-mta/postern/pipeline/ingress/handoff/wire"
 	"github.com/postern-mta/postern/pipeline/message"
+	"github.com/postern-mta/postern/pipeline/reply"
 )
 
 // program writes a shell script and returns its path.
@@ -290,6 +292,67 @@ func TestNextCannotTakeIt(t *testing.T) {
 	}
 	if exists(dir + "/message") {
 		t.Error("a discarded message was handed on")
+	}
+}
+
+// What a filter holds goes into quarantine first; where the next program
+// refuses the rest it comes out again, because the caller will try again with
+// all of it. In doubt it stays.
+func TestNextQuarantine(t *testing.T) {
+	const two = "Fa@example.org\x00Tb@example.net\x00Tc@example.net\x00\x00"
+	some := pipeline.Verdict{Action: pipeline.Quarantine, Only: []int{0}}
+	for _, c := range []struct {
+		name         string
+		verdict      pipeline.Verdict
+		fail         error
+		code         int          // of the answer, if the shim gets no order
+		result       *wire.Result // what the shim reports, if it gets one; nil: it dies
+		held, undone int
+	}{
+		{"all", pipeline.Verdict{Action: pipeline.Quarantine, Reason: "bad"}, nil, 0, nil, 1, 0},
+		{"it cannot be stored", some, reply.With(reply.NoSpace, errors.New("full")), 53, nil, 0, 0},
+		{"some", some, nil, -1, &wire.Result{PID: 7}, 1, 0},
+		{"the rest is refused", some, nil, -1, &wire.Result{PID: 7, Exit: 31}, 1, 1},
+		{"nobody knows", some, nil, -1, nil, 1, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var held, undone atomic.Int32
+			d, _ := nextDaemon(t, takeAll, func(o *Options) {
+				o.NextMode = NextWait
+				o.Quarantine = func(_ context.Context, all []pipeline.Outgoing) (func(), error) {
+					if len(all) != 1 || all[0].Hold == "" || c.fail != nil {
+						return nil, c.fail
+					}
+					held.Add(1)
+					return func() { undone.Add(1) }, nil
+				}
+			}, says(c.verdict))
+			conn := d.connect()
+			check(t, conn.hello(nil, 0, int(d.fed(mail).Fd()), int(d.fed(two).Fd())))
+			r, err := conn.converse()
+			check(t, err)
+			defer r.close()
+			if c.code >= 0 {
+				if r.exit == nil || int(r.exit.Code) != c.code || r.next != nil {
+					t.Errorf("%+v", r)
+				}
+			} else {
+				if r.next == nil || len(r.pairs) != 1 {
+					t.Fatalf("%+v", r)
+				}
+				if to, _ := io.ReadAll(r.pairs[0].envelope); string(to) != "Fa@example.org\x00Tc@example.net\x00\x00" {
+					t.Errorf("the rest is for %q", to)
+				}
+				if c.result != nil {
+					check(t, conn.send(c.result.Append(nil)))
+				}
+			}
+			conn.conn.Close()
+			d.log.line(t)
+			if int(held.Load()) != c.held || int(undone.Load()) != c.undone {
+				t.Errorf("held %d times, taken back %d times", held.Load(), undone.Load())
+			}
+		})
 	}
 }
 
