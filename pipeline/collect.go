@@ -1,6 +1,9 @@
 package pipeline
 
 import (
+	"slices"
+	"strings"
+
 	"github.com/postern-mta/postern/pipeline/envelope"
 	"github.com/postern-mta/postern/pipeline/reply"
 )
@@ -27,10 +30,30 @@ func (p *passage) collect(o *Outcome) {
 			}
 		}
 	}
+	if len(p.renamed) > 0 {
+		o.once()
+	}
 	for _, c := range p.copies {
 		if p.stays(c.of) {
 			o.Outgoing = append(o.Outgoing, Outgoing{Envelope: c.envelope, Message: c.message, Origin: origin, Copy: true})
 		}
+	}
+}
+
+// once keeps each recipient's first place: where recipients have been replaced,
+// several may have become one.
+// The domain counts in either case.
+func (o *Outcome) once() {
+	for i := range o.Outgoing {
+		e := &o.Outgoing[i].Envelope
+		seen := make(map[string]bool, len(e.Recipients))
+		e.Recipients = slices.DeleteFunc(e.Recipients, func(r envelope.Recipient) bool {
+			local := envelope.Local(r.Address)
+			key := local + strings.ToLower(r.Address[len(local):])
+			before := seen[key]
+			seen[key] = true
+			return before
+		})
 	}
 }
 

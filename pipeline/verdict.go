@@ -45,7 +45,7 @@ type EditKind uint8
 const (
 	EditField        EditKind = iota // Field: the head
 	EditSender                       // Address: the envelope sender
-	EditRecipient                    // Address: replaces each recipient
+	EditRecipient                    // Address: replaces each recipient; those who become one get the message once
 	EditAddRecipient                 // Address: one more recipient, of the same fate
 	EditCopy                         // Copy: a further message
 )

@@ -149,7 +149,11 @@ func Kind() pipeline.Kind {
 		if err := decode(&o); err != nil {
 			return nil, err
 		}
-		return New(env, o)
+		f, err := New(env, o)
+		if err != nil {
+			return nil, err // and not a filter that is nil
+		}
+		return f, nil
 	}}
 }
 
