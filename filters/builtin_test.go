@@ -32,7 +32,7 @@ func TestKinds(t *testing.T) {
 		}
 		documented(t, k.Name, options.Elem())
 	}
-	if want := []string{"badaddress", "clamav", "dkim-sign", "dkim-verify", "dnsbl", "execban", "greylist", "header", "pattern", "ratelimit", "rcptcheck", "recipients", "rspamd", "rewrite", "rule", "score", "sender", "spamassassin", "tap"}; !slices.Equal(names, want) {
+	if want := []string{"badaddress", "clamav", "dkim-sign", "dkim-verify", "dnsbl", "execban", "greylist", "header", "pattern", "ratelimit", "rcptcheck", "recipients", "rewrite", "rspamd", "rule", "score", "sender", "spamassassin", "tap"}; !slices.Equal(names, want) {
 		t.Errorf("%v, want %v", names, want)
 	}
 }

@@ -22,6 +22,9 @@
 // anywhere in the address, and one that begins with ! refuses the addresses in
 // which it is not found, as in the qregex patch.
 //
+// Where none of the four lists is written, they are control/badmailfrom and
+// control/badrcptto, those that there are.
+//
 // A file has an entry a line; lines that begin with # are comments. It must be
 // there when the configuration is read. It is read again when it changes, within
 // a second; one that is broken or gone then leaves what was read before in force,
@@ -37,10 +40,9 @@
 // itself; by a shim a refused sender refuses the message, and of refused
 // recipients the answer is as "mixed" says.
 //
-// Our SMTP server heeds control/badmailfrom by itself, before any filter. Name
-// the file here for mail that comes by a shim from a caller who does not heed
-// it, or where the refusals are to be tried in shadow, to have words of their
-// own, or to be put off instead.
+// Our SMTP server heeds control/badmailfrom by itself, before any filter; what is
+// said here of that file is about mail that comes by a shim from a caller who
+// does not heed it. control/badrcptto is heeded by this filter only.
 package badaddress
 
 import (
@@ -67,9 +69,9 @@ const Name = "badaddress"
 // Options are the filter's part of the configuration.
 type Options struct {
 	Senders        []string `toml:"senders" doc:"senders that are refused: addresses, @host, patterns with * and ?, exceptions that begin with !"`
-	SenderFiles    []string `toml:"sender_files" doc:"files of such senders, an entry a line, like control/badmailfrom"`
+	SenderFiles    []string `toml:"sender_files" doc:"files of such senders, an entry a line, like control/badmailfrom" unset:"control/badmailfrom where there is no list at all"`
 	Recipients     []string `toml:"recipients" doc:"recipients that are refused, likewise"`
-	RecipientFiles []string `toml:"recipient_files" doc:"files of such recipients, like control/badrcptto"`
+	RecipientFiles []string `toml:"recipient_files" doc:"files of such recipients, like control/badrcptto" unset:"control/badrcptto where there is no list at all"`
 	// Dialect is globs if it is "", Action reject.
 	Dialect       string `toml:"dialect" doc:"what entries are: addresses with wildcards, or the regular expressions of qregex" oneof:"globs|regexes"`
 	Action        string `toml:"action" doc:"what becomes of who is on a list; defer: it may be tried again" oneof:"reject|defer"`
@@ -147,7 +149,7 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 		bad("action", "%q: write reject or defer", reply.Clean(o.Action, 80))
 	}
 	if len(o.Senders)+len(o.SenderFiles)+len(o.Recipients)+len(o.RecipientFiles) == 0 {
-		wrong = append(wrong, errors.New("there is no list: write senders, sender_files, recipients or recipient_files"))
+		wrong = append(wrong, errors.New("there is no list, nor a control/badmailfrom or control/badrcptto: write senders, sender_files, recipients or recipient_files"))
 	}
 	for _, s := range []struct {
 		side           *side

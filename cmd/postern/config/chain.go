@@ -289,7 +289,7 @@ type keyed interface{ Key() string }
 
 // makeFilter makes a filter of its own keys.
 func (c *Config) makeFilter(p *problems, f *Filter, kind *pipeline.Kind, into *made) bool {
-	own, path := c.withSignatures(c.withTaps(f, kind), kind), "filter."+f.Name
+	own, path := c.withBadAddresses(c.withSignatures(c.withTaps(f, kind), kind), kind), "filter."+f.Name
 	decoded := false
 	into.set = map[string]place{}
 	decode := func(target any) error {
