@@ -14,8 +14,8 @@ import (
 	"github.com/postern-mta/postern/filters/ratelimit"
 	"github.com/postern-mta/postern/filters/rcptcheck"
 	"github.com/postern-mta/postern/filters/recipients"
-	"github.com/postern-mta/postern/filters/rspamd"
 	"github.com/postern-mta/postern/filters/rewrite"
+	"github.com/postern-mta/postern/filters/rspamd"
 	"github.com/postern-mta/postern/filters/rule"
 	"github.com/postern-mta/postern/filters/score"
 	"github.com/postern-mta/postern/filters/sender"
@@ -28,6 +28,7 @@ import (
 func Kinds() []pipeline.Kind {
 	return []pipeline.Kind{
 		badaddress.Kind(), clamav.Kind(), dkim.SignKind(), dkim.VerifyKind(), dnsbl.Kind(), execban.Kind(), greylist.Kind(), header.Kind(),
-		pattern.Kind(), ratelimit.Kind(), rcptcheck.Kind(), recipients.Kind(), rspamd.Kind(), rewrite.Kind(), rule.Kind(), score.Kind(), sender.Kind(), spamassassin.Kind(), tap.Kind(),
+		pattern.Kind(), ratelimit.Kind(), rcptcheck.Kind(), recipients.Kind(), rewrite.Kind(), rspamd.Kind(), rule.Kind(), score.Kind(), sender.Kind(),
+		spamassassin.Kind(), tap.Kind(),
 	}
 }
