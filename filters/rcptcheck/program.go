@@ -200,12 +200,15 @@ func (r *runner) run(ctx context.Context, name string, wait time.Duration, q req
 	}
 	starter := r.take()
 	defer starter.programs.Add(-1)
-	conn, err := starter.start(&q, out.theirs, extra)
+	conn, ended, err := starter.start(&q, out.theirs, extra)
 	if err != nil {
 		return 0, "", err
 	}
 	defer conn.Close()
 	e, late, err := await(ctx, conn)
+	if errors.Is(err, errStarterGone) {
+		starter.lost(ended)
+	}
 	written := out.text()
 	if written != "" {
 		r.log.Info("a program for rcptcheck says", "program", name, "text", written)

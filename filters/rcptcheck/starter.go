@@ -31,58 +31,77 @@ type starter struct {
 
 var errStarterGone = errors.New("the process that starts programs is gone")
 
-// start asks for a program. The caller closes the files; extra may be nil.
-func (s *starter) start(r *request, out, extra *os.File) (*net.UnixConn, error) {
+// start asks for a program. The caller closes the files; extra may be nil. ended
+// is closed when the process that starts it has gone.
+func (s *starter) start(r *request, out, extra *os.File) (conn *net.UnixConn, ended chan struct{}, err error) {
 	text, err := json.Marshal(r)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if len(text) > maxRequest {
-		return nil, fmt.Errorf("its environment has %d bytes", len(text))
+		return nil, nil, fmt.Errorf("its environment has %d bytes", len(text))
 	}
 	ours, theirs, err := socketpair(unix.SOCK_STREAM)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer theirs.Close()
 	fds := []int{int(theirs.Fd()), int(out.Fd())}
 	if extra != nil {
 		fds = append(fds, int(extra.Fd()))
 	}
-	if err := s.send(unix.UnixRights(fds...)); err != nil {
+	if ended, err = s.send(unix.UnixRights(fds...)); err != nil {
 		ours.Close()
-		return nil, err
+		return nil, nil, err
 	}
 	_ = ours.SetWriteDeadline(time.Now().Add(startTimeout))
 	if _, err = ours.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(text))), text...)); err != nil {
 		ours.Close()
-		return nil, fmt.Errorf("%w: %w", errStarterGone, err)
+		s.lost(ended)
+		return nil, nil, fmt.Errorf("%w: %w", errStarterGone, err)
 	}
-	return ours, nil
+	return ours, ended, nil
 }
 
 // send hands descriptors over, to a new process if the old one is gone.
-func (s *starter) send(rights []byte) error {
+func (s *starter) send(rights []byte) (ended chan struct{}, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for again := true; ; again = false {
 		if s.closed {
-			return errors.New("the filter is closed")
+			return nil, errors.New("the filter is closed")
 		}
 		if s.control == nil {
 			if err := s.spawn(); err != nil {
-				return fmt.Errorf("the process that starts programs cannot be started: %w", err)
+				return nil, fmt.Errorf("the process that starts programs cannot be started: %w", err)
 			}
 		}
 		_ = s.control.SetWriteDeadline(time.Now().Add(startTimeout))
 		_, _, err := s.control.WriteMsgUnix([]byte{0}, rights, nil)
 		if err == nil {
-			return nil
+			return s.ended, nil
 		}
 		s.hangUp()
 		if !again {
-			return fmt.Errorf("%w: %w", errStarterGone, err)
+			return nil, fmt.Errorf("%w: %w", errStarterGone, err)
 		}
+	}
+}
+
+// lost sees to it that a process that was of no use is not asked again, if it has
+// died: it may have hung up on one socket and not yet on the other.
+func (s *starter) lost(ended chan struct{}) {
+	t := time.NewTimer(time.Second)
+	defer t.Stop()
+	select {
+	case <-ended:
+	case <-t.C:
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended == ended {
+		s.hangUp()
 	}
 }
 
