@@ -329,3 +329,30 @@ func FuzzAnswer(f *testing.F) {
 		}
 	})
 }
+
+// Whatever a message is, it is looked at to its end, and what the worker says of
+// it the filter believes.
+func FuzzScan(f *testing.F) {
+	for _, m := range filtertest.HostileMessages() {
+		if len(m.Text) < 64<<10 {
+			f.Add(m.Text)
+		}
+	}
+	f.Add("Content-Type: text/html; charset=utf-7\nContent-Transfer-Encoding: base64\n\ncGF5IG5vdywgZnJpZW5k\n")
+	w := here{Jobs()[Name]}
+	filter, err := New(pipeline.Env{Workers: w}, Options{Max: 4096, Matches: []Match{
+		{Name: "a", Where: "text", Expr: `\w\s\w`}, {Name: "b", Where: "any-header", Expr: `: .`}, {Name: "c", Where: "names", Expr: `\.`}, {Name: "d", Where: "header:Content-Type", Expr: `text`},
+	}})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		if len(text) > 64<<10 {
+			return
+		}
+		v, err := filter.Message(context.Background(), nil, message.FromString(text))
+		if err != nil || v.Action != pipeline.Continue {
+			t.Errorf("%v %v", v, err)
+		}
+	})
+}
