@@ -37,6 +37,8 @@ type quarantine struct {
 	log  *slog.Logger
 	// memory is the file that says which summaries were written.
 	memory string
+	// nextTime is how long a next program may take for one message.
+	nextTime time.Duration
 
 	mu     sync.Mutex
 	busy   map[store.ID]bool // those that are being released
@@ -48,6 +50,7 @@ func (d *daemon) newQuarantine(c *config.Config) *quarantine {
 	return &quarantine{
 		queue: d.engine.queue, spool: d.engine.store, config: d.current.Load, chains: &d.chains, ours: d.ours, kept: d.keptOf, now: time.Now,
 		log: d.log, memory: filepath.Join(c.State, "quarantine-summary"), busy: map[store.ID]bool{},
+		nextTime: nextTime,
 	}
 }
 

@@ -90,7 +90,7 @@ func (q *quarantine) hand(ctx context.Context, program string, e envelope.Envelo
 		return err
 	}
 	defer to.Close()
-	ctx, cancel := context.WithTimeout(ctx, nextTime)
+	ctx, cancel := context.WithTimeout(ctx, q.nextTime)
 	defer cancel()
 	c := exec.CommandContext(ctx, program)
 	c.Dir, c.Stdin, c.Stdout = "/", content, to
@@ -105,7 +105,7 @@ func (q *quarantine) hand(ctx context.Context, program string, e envelope.Envelo
 	var exit *exec.ExitError
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Errorf("no answer within %v", nextTime)
+		return fmt.Errorf("no answer within %v", q.nextTime)
 	case !errors.As(err, &exit):
 		return err
 	}

@@ -3,11 +3,15 @@ package main
 import (
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/postern-mta/postern/cmd/postern/admin/api"
 	"github.com/postern-mta/postern/cmd/postern/config"
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/envelope"
@@ -52,7 +56,7 @@ func newQuarantineRig(t *testing.T, text string) *quarantineRig {
 func (r *quarantineRig) restart(memory string, q *queue.Queue) {
 	r.quarantine = &quarantine{
 		queue: q, config: func() *config.Config { return r.c }, chains: &pipeline.Generations{}, now: func() time.Time { return r.clock },
-		log: slog.New(slog.DiscardHandler), memory: memory, busy: map[store.ID]bool{},
+		log: slog.New(slog.DiscardHandler), memory: memory, busy: map[store.ID]bool{}, nextTime: 500 * time.Millisecond,
 	}
 }
 
@@ -63,7 +67,11 @@ func (r *quarantineRig) add(subject string, h *store.Hold) string {
 		h.Since = r.clock
 	}
 	m := message.FromString("Subject: " + subject + "\n\nbody\n")
-	ids, err := r.queue.Submit(r.t.Context(), []queue.Submission{{Envelope: envelope.To("a@b.example", "joe@demo.example", "ann@demo.example"), Message: m, Hold: h}})
+	origin, err := pipeline.Origin{Entrance: "queue", Standing: pipeline.Stranger.String(), Chain: "inbound", UID: -1}.Encode()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ids, err := r.queue.Submit(r.t.Context(), []queue.Submission{{Envelope: envelope.To("a@b.example", "joe@demo.example", "ann@demo.example"), Message: m, Origin: origin, Hold: h}})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -219,6 +227,161 @@ func TestQuarantineDestination(t *testing.T) {
 	if mayHold(r.c) || wantsQueue(r.c) {
 		t.Error("chains without filters hold nothing")
 	}
+}
+
+// laterFilters judge by the subject what scan has held.
+const laterFilters = `
+[listen.queue]
+socket = "/run/q"
+next = "queue"
+[chain]
+inbound = ["scan", "mark", "later"]
+[filter.scan]
+kind = "rule"
+rule = [{when = 'size == 0', action = "quarantine"}]
+[filter.mark]
+kind = "header"
+rule = [{op = "add", name = "X-Marked", value = "yes"}]
+[filter.later]
+kind = "rule"
+rule = [{when = 'header("Subject") == "reject"', action = "reject", reason = "no"},
+  {when = 'header("Subject") == "defer"', action = "defer", reason = "not now"},
+  {when = 'header("Subject") == "discard"', action = "discard", reason = "junk"},
+  {when = 'header("Subject") == "hold"', action = "quarantine", reason = "odd"},
+  {when = 'header("Subject") == "some" and "ann@demo.example" in recipients', each = true, action = "defer", reason = "not ann"}]
+`
+
+// TestQuarantineRelease: whatever a later filter says, nothing is lost, and what
+// stays says why.
+func TestQuarantineRelease(t *testing.T) {
+	r := newQuarantineRig(t, laterFilters)
+	chains, err := r.c.Chains(nil, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.chains.Swap(pipeline.NewGeneration(1, chains...)); err != nil {
+		t.Fatal(err)
+	}
+	defer r.chains.Swap(nil) //nolint:errcheck // the test is over
+	for _, k := range []struct {
+		subject      string
+		order        api.QuarantineRelease
+		gone, as     int
+		filter, says string // of what is still held
+		marked       bool   // whether the message in the queue went through the filters
+	}{
+		{"fine", api.QuarantineRelease{}, 2, 1, "", "", true},
+		{"reject", api.QuarantineRelease{}, 0, 0, "scan", "refused by later: no, when root released it; held first: a virus ?[31m", false},
+		{"defer", api.QuarantineRelease{}, 0, 0, "scan", "put off by later: not now, when root", false},
+		{"discard", api.QuarantineRelease{}, 0, 0, "scan", "discarded by later: junk, when root", false},
+		{"hold", api.QuarantineRelease{}, 0, 1, "later", "odd", true},
+		{"some", api.QuarantineRelease{}, 1, 2, "scan", "put off by later: not ann, when root", true},
+		{"reject", api.QuarantineRelease{Deliver: true}, 2, 1, "", "", false},
+		{"fine", api.QuarantineRelease{From: "later"}, 2, 1, "", "", false},
+	} {
+		t.Run(fmt.Sprint(k.subject, k.order.From, k.order.Deliver), func(t *testing.T) {
+			r.t = t
+			id := r.add(k.subject, scanned())
+			v := r.last()
+			k.order.By = "root"
+			got := r.release(t.Context(), v, &k.order)
+			if got.Gone != k.gone || got.Error != "" || len(got.As) != k.as || got.Recipients != 2 {
+				t.Errorf("%+v", got)
+			}
+			ids, _ := r.there()
+			if stays := slices.Contains(ids, id); stays != (k.as == 0) {
+				t.Errorf("%v: as %v", ids, got.As)
+			}
+			recipients := 0
+			for _, id := range append(slices.Clone(got.As), id) {
+				recipients += r.examine(id, k.filter, k.says, k.marked)
+			}
+			if recipients != 2 {
+				t.Errorf("%d recipients are left of 2", recipients)
+			}
+			// Once more it is held for the last reason, and the first one stays known.
+			if k.as == 0 {
+				again := r.release(t.Context(), r.last(), &k.order)
+				if h := r.last().Hold; again.Gone != 0 || strings.Count(h.Reason, "held first: a virus") != 1 || !h.Since.Equal(v.Hold.Since) {
+					t.Errorf("%+v: %+v", again, h)
+				}
+			}
+			if stale := r.release(t.Context(), v, &k.order); stale.Error == "" || stale.Gone != 0 {
+				t.Errorf("what is not there any more, or has changed, was released: %+v", stale)
+			}
+		})
+	}
+}
+
+// examine looks at a message that a release left, and tells how many recipients
+// it has; 0 if it is not there.
+func (r *quarantineRig) examine(id, filter, says string, marked bool) int {
+	r.t.Helper()
+	n, err := store.ParseID(id)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	v, err := r.queue.Show(n)
+	if err != nil {
+		return 0
+	}
+	if v.Hold != nil && (v.Hold.Filter != filter || !strings.Contains(v.Hold.Reason, says)) {
+		r.t.Errorf("held: %+v", v.Hold)
+	}
+	if (v.Hold == nil || v.Hold.Filter != "scan") && marked != strings.Contains(v.Head, "X-Marked: yes") {
+		r.t.Errorf("the head is %q", v.Head)
+	}
+	if o, err := pipeline.DecodeOrigin(v.Origin); err != nil || v.Hold == nil && !slices.ContainsFunc(o.Trace, func(e pipeline.Entry) bool { return strings.HasPrefix(e.Reason, "released by root") }) {
+		r.t.Errorf("the trace says nothing of the release: %+v %v", o.Trace, err)
+	}
+	return len(v.Recipients)
+}
+
+// TestQuarantineProgram: the next program gets a message as qmail-queue does, and
+// ends with all that it started when its time is over.
+func TestQuarantineProgram(t *testing.T) {
+	r := newQuarantineRig(t, "")
+	dir := t.TempDir()
+	run := func(script string) error {
+		t.Helper()
+		path := filepath.Join(dir, "next")
+		if err := os.WriteFile(path, []byte("#!/bin/sh\ncd "+dir+"\n"+script+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return r.hand(t.Context(), path, envelope.To("a@b", "c@d", "e@f"), message.FromString("Subject: x\n\nbody\n"))
+	}
+	t.Setenv("POSTERN_SECRET_OF_OURS", "yes")
+	if err := run("cat >message; cat <&1 >envelope; env >env"); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"message": "Subject: x\n\nbody\n", "envelope": "Fa@b\x00Tc@d\x00Te@f\x00\x00"} {
+		if b, err := os.ReadFile(filepath.Join(dir, name)); err != nil || string(b) != want {
+			t.Errorf("%s: %q %v", name, b, err)
+		}
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "env")); err != nil || strings.Contains(string(b), "SECRET") {
+		t.Errorf("its environment: %s %v", b, err)
+	}
+	for script, want := range map[string]string{"exit 53": "exit 53", "kill -9 $$": "signal killed", "sleep 60 & echo $! >pid; wait": "no answer"} {
+		if err := run(script); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", script, err)
+		}
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 400 {
+		if ended(pid) {
+			return
+		}
+		time.Sleep(25 * time.Millisecond)
+	}
+	t.Error("what it had started is still there")
 }
 
 const quarantineSMTP = `
