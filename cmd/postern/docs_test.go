@@ -31,6 +31,10 @@ func readme(t *testing.T) string {
 func optionKeys(t *testing.T, path string, of reflect.Type) (keys []string) {
 	for i := range of.NumField() {
 		f := of.Field(i)
+		if f.Anonymous && f.Type.Kind() == reflect.Struct {
+			keys = append(keys, optionKeys(t, path, f.Type)...) // of this table
+			continue
+		}
 		name := f.Tag.Get("toml")
 		if name == "" || f.Tag.Get("doc") == "" {
 			t.Errorf("%s: %s has no key or no description", path, f.Name)
