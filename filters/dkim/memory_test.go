@@ -40,7 +40,7 @@ func (e *endless) ReadAt(p []byte, off int64) (int, error) {
 
 // Memory does not grow with the size of a body, whatever it is made of.
 func TestMemoryIsFlat(t *testing.T) {
-	const size, room = 12 << 20, 8 << 20
+	const size, room = 8 << 20, 5 << 20
 	key := Key{Domain: "example.org", Selector: "sel", Signer: testKey(t, 0)}
 	z := zone{}
 	z.publish(t, key)

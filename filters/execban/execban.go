@@ -51,9 +51,7 @@
 // own, which is pass for office-embedded and pdf-active, that of "unscannable"
 // for the last three, and refuse for all others. "all" in one list means every
 // class that stands in no list, but for the last three. If a message has
-// several, the worst action counts, in the order refuse, quarantine, defer. Where
-// mail goes on to another qmail-queue, nothing can be held: what is to go into
-// quarantine is put off there.
+// several, the worst action counts, in the order refuse, quarantine, defer.
 //
 // A class of one's own is a name and extensions. Where a class that is there
 // already has one of them, it loses it: that is how single extensions are let

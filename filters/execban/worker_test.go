@@ -241,7 +241,7 @@ func TestMemoryIsFlat(t *testing.T) {
 		zeros = n
 	}
 	all := bombs(t, zeros)
-	f := newFilterOn(t, newPool(t, worker.Options{Size: 4, Directory: t.TempDir()}), "bytes = 67108864\nmember = 33554432\nmembers = 2000")
+	f := newFilterOn(t, newPool(t, worker.Options{Size: 4, Directory: t.TempDir()}), "bytes = 67108864\nmember = 33554432\nmembers = 2000\ntime = 300_000_000_000")
 	judge(t, f, "Subject: warm\n\nup\n")
 	before := resident(t)
 	peak := atomic.Int64{}
