@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/postern-mta/postern/cmd/postern/config"
 	"github.com/postern-mta/postern/pipeline/ingress/handoff"
@@ -67,6 +68,8 @@ type settings struct {
 	listen  config.Listen
 	limits  config.Limits
 	trusted []uint32
+	// lifetime is how long marks count, where there are any.
+	lifetime time.Duration
 	// smtp is what SMTP servers depend on besides.
 	smtp smtpSettings
 }
@@ -75,6 +78,9 @@ func (d *daemon) settingsOf(c *config.Config, l *config.Listen) settings {
 	s := settings{listen: l.Plain(), limits: c.Limits}
 	if l.IsSMTP() {
 		s.smtp = d.smtpSettingsOf(c, l)
+	}
+	if l.IsRemote() || l.Marks() {
+		s.lifetime = c.Queue.Lifetime
 	}
 	for _, u := range c.Trusted {
 		s.trusted = append(s.trusted, u.UID)
@@ -266,13 +272,13 @@ func (d *daemon) equipShim(c *config.Config, l *config.Listen, listener socket, 
 			}
 		}
 		o.Kept = ch.kept
-		if d.quarantine != nil {
-			o.Quarantine = d.quarantine.hold
-		}
 		if l.Marks() {
 			if o.Marks, err = d.marker(c); err != nil {
 				return err
 			}
+		}
+		if d.quarantine != nil {
+			o.Quarantine = d.quarantine.hold
 		}
 	}
 	s, err := handoff.New(o)
