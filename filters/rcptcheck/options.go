@@ -40,7 +40,7 @@ func (o *Options) check() (wrong []error) {
 	}
 	switch {
 	case len(o.Checks) == 0:
-		wrong = append(wrong, errors.New("there is no check: add a table named check with list, file, cdb or program"))
+		wrong = append(wrong, errors.New("there is no check: add a table named check with list, file, cdb, program or recipients"))
 	case len(o.Checks) > maxChecks:
 		bad(fmt.Sprintf("check[%d]", maxChecks), "more than %d checks", maxChecks)
 		return wrong
@@ -60,20 +60,20 @@ func (c *Check) check() (wrong []keyError) {
 		wrong = append(wrong, keyError{key, fmt.Errorf(format, args...)})
 	}
 	set := 0
-	for _, is := range []bool{c.List != nil, c.File != "", c.CDB != "", c.Program != ""} {
+	for _, is := range []bool{c.List != nil, c.File != "", c.CDB != "", c.Program != "", c.Recipients != ""} {
 		if is {
 			set++
 		}
 	}
 	if set != 1 {
-		bad("", "it has %d of list, file, cdb and program: write one", set)
+		bad("", "it has %d of list, file, cdb, program and recipients: write one", set)
 	}
-	for key, path := range map[string]string{".file": c.File, ".cdb": c.CDB, ".program": c.Program} {
+	for key, path := range map[string]string{".file": c.File, ".cdb": c.CDB, ".program": c.Program, ".recipients": c.Recipients} {
 		if path != "" && !filepath.IsAbs(path) {
 			bad(key, "%q is no absolute path", reply.Clean(path, 200))
 		}
 	}
-	if c.Program == "" && (len(c.Args) > 0 || c.Each || c.Wait != 0) {
+	if c.Program == "" && (len(c.Args) > 0 || c.Each) || c.Program+c.Recipients == "" && c.Wait != 0 {
 		bad("", "args, each and wait are about a program, and there is none")
 	}
 	if c.Wait < 0 || c.Wait > 5*time.Minute {
@@ -104,10 +104,12 @@ func (c *Check) check() (wrong []keyError) {
 // source is the check's, and warns of what is not there.
 func (c *Check) source(log *slog.Logger, now func() time.Time, r *runner, kept *cache) source {
 	var s source
-	path := c.File + c.CDB + c.Program
+	path := c.File + c.CDB + c.Program + c.Recipients
 	switch {
 	case c.File != "":
-		s = &textFile{path: path, log: log, now: now}
+		s = &listFile{textFile[*list]{path: path, parse: parseList, log: log, now: now}}
+	case c.Recipients != "":
+		s = newControl(path, c, log, now, r)
 	case c.CDB != "":
 		s = &database{path: path, log: log, now: now}
 	case c.Program != "":

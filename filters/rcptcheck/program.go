@@ -71,7 +71,7 @@ func (p *program) ask(ctx context.Context, address string, tx *pipeline.Transact
 	if strings.Contains(address, "\x00") {
 		return finding{}, nil // nobody has such an address, and no environment can name it
 	}
-	code, said, err := p.runner.run(ctx, p.path, p.wait, request{Path: p.path, Args: p.args, Env: environment(address, tx), Extra: textFD}, "")
+	code, said, err := p.runner.run(ctx, p.path, p.wait, request{Path: p.path, Args: p.args, Env: append(environment(address, tx), "USE_FD4=1"), Extra: textFD}, "")
 	if err != nil {
 		return finding{}, err
 	}
@@ -119,7 +119,7 @@ func environment(address string, tx *pipeline.Transaction) []string {
 	for k, v := range s.Env {
 		vars[k] = v
 	}
-	vars["SENDER"], vars["RECIPIENT"], vars["HELO"], vars["USE_FD4"] = tx.Envelope.Sender, address, s.Helo, "1"
+	vars["SENDER"], vars["RECIPIENT"], vars["HELO"] = tx.Envelope.Sender, address, s.Helo
 	if s.Peer.IsValid() {
 		vars["TCPREMOTEIP"], vars["TCPREMOTEPORT"] = s.Peer.Addr().Unmap().String(), strconv.Itoa(int(s.Peer.Port()))
 	}

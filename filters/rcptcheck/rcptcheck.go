@@ -38,6 +38,26 @@
 // read again when they change; one that cannot be read then leaves what was read
 // before in force. One that could never be read is an error.
 //
+// # control/recipients
+//
+// recipients is the file of that name as s/qmail and SPAMCONTROL have it:
+//
+//	!example.com                  everybody in a domain
+//	@example.org:users/a.cdb      a database, for the recipients in this domain
+//	example.org|bin/check -x      a program, for a domain and those below it
+//	*:users/all.cdb               for all; *|program likewise
+//	users/old.cdb                 the same, as it was written before
+//	!*                            everybody who has got here
+//
+// Lines are asked in order, until one knows the recipient. Paths are relative to
+// the folder above the file's. A program gets the address on descriptor 3, with
+// three NULs behind it, and if it does not know it, the address up to the first
+// hyphen, and @example.org; exit code 0 means yes, 111 that it cannot tell now, any
+// other no. Otherwise it is started as those below are. Three things differ:
+// example.org is not the end of myexample.org; a line about a domain is not
+// asked about others because one before it matched; and a database that
+// cannot be opened is an error, and not a no.
+//
 // # Programs
 //
 // A program is started for each recipient, with SENDER, RECIPIENT, HELO,
@@ -111,15 +131,17 @@ type Options struct {
 	Programs int `toml:"programs" doc:"how many programs may run at the same time; others wait"`
 }
 
-// Check is one place to look recipients up. One of its first four fields is set.
+// Check is one place to look recipients up. One of its first five fields is set.
 type Check struct {
 	List    []string `toml:"list" doc:"recipients: addresses, @domain, you-@domain, you-default@domain"`
 	File    string   `toml:"file" doc:"a file of recipients, an entry a line, like control/validrcptto"`
 	CDB     string   `toml:"cdb" doc:"a constant database of recipients, like users/recipients.cdb or control/validrcptto.cdb"`
 	Program string   `toml:"program" doc:"a program as for RCPTCHECK"`
-	Args    []string `toml:"args" doc:"the program's arguments"`
-	Domains []string `toml:"domains" doc:"the domains about whose recipients this check is asked; one with a dot in front means all below" unset:"all of ours"`
-	Each    bool     `toml:"each" doc:"ask the program for each recipient of each message: do not keep its answers"`
+	// Recipients may name programs, too.
+	Recipients string   `toml:"recipients" doc:"a file like control/recipients of s/qmail, which names databases and programs by domain"`
+	Args       []string `toml:"args" doc:"the program's arguments"`
+	Domains    []string `toml:"domains" doc:"the domains about whose recipients this check is asked; one with a dot in front means all below" unset:"all of ours"`
+	Each       bool     `toml:"each" doc:"ask the program for each recipient of each message: do not keep its answers"`
 	// Wait is 10 s if it is 0.
 	Wait time.Duration `toml:"wait" doc:"how long the program may run" unset:"10s"`
 }

@@ -124,33 +124,25 @@ const (
 	lookEvery = time.Second
 )
 
-// textFile is a file of entries, read again when it changes.
-type textFile struct {
-	path string
-	log  *slog.Logger
-	now  func() time.Time
+// textFile is a file that is read again when it changes.
+type textFile[T any] struct {
+	path  string
+	parse func(r io.Reader, path string) (T, error)
+	log   *slog.Logger
+	now   func() time.Time
 
 	mu     sync.Mutex
-	list   *list // nil if it could never be read
-	info   fs.FileInfo
-	err    error // why the file as it is cannot be read
+	held   T
+	read   bool        // it could be read once
+	info   fs.FileInfo // nil if it cannot be read as it is
+	err    error       // why
 	looked time.Time
 }
 
-func (f *textFile) name() string { return reply.Clean(f.path, 200) }
+func (f *textFile[T]) name() string { return reply.Clean(f.path, 200) }
 
-func (*textFile) close() error { return nil }
-
-func (f *textFile) ask(_ context.Context, address string, _ *pipeline.Transaction) (finding, error) {
-	l, err := f.current()
-	if err != nil {
-		return finding{}, err
-	}
-	return lookUp(l.find, address)
-}
-
-// current is the list in force.
-func (f *textFile) current() (*list, error) {
+// current is what is in force.
+func (f *textFile[T]) current() (T, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := f.now()
@@ -158,47 +150,60 @@ func (f *textFile) current() (*list, error) {
 		f.looked = now
 		f.look()
 	}
-	if f.list == nil {
-		return nil, f.err
+	if !f.read {
+		return f.held, f.err
 	}
-	return f.list, nil
+	return f.held, nil
 }
 
 // look reads the file if it has changed.
-func (f *textFile) look() {
+func (f *textFile[T]) look() {
 	info, err := os.Stat(f.path)
 	if err == nil && f.info != nil && os.SameFile(info, f.info) && info.Size() == f.info.Size() && info.ModTime().Equal(f.info.ModTime()) {
 		return
 	}
-	var l *list
+	var held T
 	if err == nil {
-		l, err = readList(f.path)
+		held, err = f.load()
 	}
 	if err != nil {
 		if f.err == nil || f.err.Error() != err.Error() {
-			f.log.Error("a file of recipients cannot be read", "file", f.path, "error", err, "before", f.list != nil)
+			f.log.Error("a file of recipients cannot be read", "file", f.path, "error", err, "before", f.read)
 		}
 		f.err, f.info = err, nil
 		return
 	}
 	if f.info != nil || f.err != nil {
-		f.log.Info("a file of recipients was read", "file", f.path, "recipients", len(l.entries))
+		f.log.Info("a file of recipients was read", "file", f.path)
 	}
-	f.list, f.info, f.err = l, info, nil
+	f.held, f.read, f.info, f.err = held, true, info, nil
 }
 
-func readList(path string) (*list, error) {
-	file, err := os.Open(path)
+func (f *textFile[T]) load() (held T, err error) {
+	file, err := os.Open(f.path)
 	if err != nil {
-		return nil, err
+		return held, err
 	}
 	defer file.Close()
 	if info, err := file.Stat(); err != nil {
-		return nil, err
+		return held, err
 	} else if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is no file", path)
+		return held, fmt.Errorf("%s is no file", f.path)
 	}
-	return parseList(file, path)
+	return f.parse(file, f.path)
+}
+
+// listFile is a file of entries.
+type listFile struct{ textFile[*list] }
+
+func (*listFile) close() error { return nil }
+
+func (f *listFile) ask(_ context.Context, address string, _ *pipeline.Transaction) (finding, error) {
+	l, err := f.current()
+	if err != nil {
+		return finding{}, err
+	}
+	return lookUp(l.find, address)
 }
 
 // parseList reads a file's entries; a line that is none makes all of it
