@@ -259,7 +259,7 @@ func printResult(b *strings.Builder, r *api.QuarantineResult, dry bool) {
 	b.WriteString("\n")
 	for _, h := range r.Held {
 		to := "<" + shown(h.Recipients[0]) + ">"
-		if n := len(h.Recipients); n > 1 {
+		if n := h.Total; n > 1 {
 			to += fmt.Sprintf(" and %d more", n-1)
 		}
 		fmt.Fprintf(b, "    %s: %s by %s: %s\n", to, doneBy[h.Action], shown(h.Filter), shown(h.Reason))

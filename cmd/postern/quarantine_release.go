@@ -207,13 +207,21 @@ func (p *passage) tell(address string, f pipeline.Fate) {
 	h := api.QuarantineHeld{Action: f.Action.String(), Filter: f.Filter, Reason: reply.Clean(reason, maxReasonKept)}
 	for i := range p.result.Held {
 		if o := &p.result.Held[i]; o.Action == h.Action && o.Filter == h.Filter && o.Reason == h.Reason {
-			o.Recipients = append(o.Recipients, address)
+			if o.Total++; o.Total <= maxHeldShown {
+				o.Recipients = append(o.Recipients, address)
+			}
 			return
 		}
 	}
-	h.Recipients = []string{address}
-	p.result.Held = append(p.result.Held, h)
+	h.Recipients, h.Total = []string{address}, 1
+	if len(p.result.Held) < maxHeldShown {
+		p.result.Held = append(p.result.Held, h)
+	}
 }
+
+// maxHeldShown bounds the reasons, and the recipients of each, that a result
+// tells.
+const maxHeldShown = 20
 
 // maxReasonKept bounds a filter's reason in a hold, in bytes.
 const maxReasonKept = 500

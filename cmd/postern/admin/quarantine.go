@@ -158,8 +158,12 @@ func (d queueDoor) letGo(w http.ResponseWriter, r *http.Request) (any, error) {
 	return a, nil
 }
 
-// maxReleased bounds the messages that an answer tells of.
-const maxReleased = 1000
+// maxReleased bounds the messages that an answer tells of, maxTraced those of
+// which it tells what filters said.
+const (
+	maxReleased = 1000
+	maxTraced   = 100
+)
 
 // count adds one message's result.
 func count(a *api.QuarantineReleased, r api.QuarantineResult) {
@@ -170,6 +174,9 @@ func count(a *api.QuarantineReleased, r api.QuarantineResult) {
 		a.Partly++
 	default:
 		a.Held++
+	}
+	if len(a.Messages) >= maxTraced {
+		r.Trace = nil
 	}
 	if len(a.Messages) < maxReleased {
 		a.Messages = append(a.Messages, r)

@@ -46,13 +46,16 @@ type QuarantineResult struct {
 	// Error says why nothing was done.
 	Error string `json:"error,omitempty"`
 	// Held are the reasons for which recipients are held still.
-	Held  []QuarantineHeld `json:"held,omitempty"`
-	Trace []TraceEntry     `json:"trace,omitempty"`
+	Held []QuarantineHeld `json:"held,omitempty"`
+	// Trace is what the filters said; of the first hundred messages only.
+	Trace []TraceEntry `json:"trace,omitempty"`
 }
 
 // QuarantineHeld is for whom and why a message is held still.
 type QuarantineHeld struct {
+	// Recipients are the first twenty of Total.
 	Recipients []string `json:"recipients"`
+	Total      int      `json:"total"`
 	// Action is what the filter said: reject, defer, discard or quarantine.
 	Action string `json:"action"`
 	Filter string `json:"filter"`
