@@ -2,18 +2,18 @@ package rspamd
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/servers"
+	"github.com/postern-mta/postern/pipeline/servers/serverstest"
 )
 
 // real is Debian's rspamd with a rule of our own, and no network.
@@ -141,55 +141,14 @@ func TestRspamd(t *testing.T) {
 	if v := must(t, f, large); v.Action != pipeline.Continue {
 		t.Errorf("large: %+v", v)
 	}
-	r.underLoad(f)
-}
-
-// underLoad kills rspamd while mail comes in, and starts it again.
-func (r *real) underLoad(f *Filter) {
-	t := r.t
-	var judged, failed atomic.Int64
-	done := make(chan struct{})
-	var senders sync.WaitGroup
-	for range 3 {
-		senders.Go(func() {
-			for {
-				select {
-				case <-done:
-					return
-				default:
-				}
-				v, err := judge(f, gtube, 5*time.Second)
-				switch {
-				case err != nil && v.Action == pipeline.Continue && v.Edits == nil:
-					failed.Add(1)
-					time.Sleep(5 * time.Millisecond)
-				case err == nil && v.Action == pipeline.Reject:
-					judged.Add(1)
-				default:
-					t.Errorf("%+v, %v", v, err)
-					return
-				}
-			}
-		})
-	}
-	wait := func(n *atomic.Int64, what string) {
-		t.Helper()
-		until := n.Load() + 6
-		for range 1500 {
-			if n.Load() >= until {
-				return
-			}
-			time.Sleep(10 * time.Millisecond)
+	serverstest.UnderLoad(t, func() (bool, error) {
+		v, err := judge(f, gtube, 5*time.Second)
+		switch {
+		case err != nil && v.Action == pipeline.Continue && v.Edits == nil:
+			return false, nil
+		case err == nil && v.Action == pipeline.Reject:
+			return true, nil
 		}
-		t.Error(what)
-	}
-	wait(&judged, "nothing is judged at first")
-	r.stop()
-	wait(&failed, "nothing fails while rspamd is away")
-	r.start()
-	began := time.Now()
-	wait(&judged, "nothing is judged after a restart")
-	t.Logf("%d judged, %d failed, back after %v", judged.Load(), failed.Load(), time.Since(began))
-	close(done)
-	senders.Wait()
+		return false, fmt.Errorf("%+v, %w", v, err)
+	}, r.stop, r.start)
 }

@@ -2,18 +2,18 @@ package spamassassin
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/servers"
+	"github.com/postern-mta/postern/pipeline/servers/serverstest"
 )
 
 // real is Debian's spamd with rules of our own, and no network.
@@ -135,7 +135,16 @@ func TestSpamd(t *testing.T) {
 	if v := must(t, f, large); v.Reason != "score 0, below 5" {
 		t.Errorf("large: %s", v.Reason)
 	}
-	r.underLoad(f)
+	serverstest.UnderLoad(t, func() (bool, error) {
+		v, err := judge(f, gtube, 5*time.Second)
+		switch {
+		case err != nil && v.Action == pipeline.Continue && v.Edits == nil:
+			return false, nil
+		case err == nil && v.Action == pipeline.Reject:
+			return true, nil
+		}
+		return false, fmt.Errorf("%+v, %w", v, err)
+	}, r.stop, r.start)
 }
 
 func has(v pipeline.Verdict, name string) bool {
@@ -145,54 +154,4 @@ func has(v pipeline.Verdict, name string) bool {
 		}
 	}
 	return false
-}
-
-// underLoad kills spamd while mail comes in, and starts it again.
-func (r *real) underLoad(f *Filter) {
-	t := r.t
-	var scored, failed atomic.Int64
-	done := make(chan struct{})
-	var senders sync.WaitGroup
-	for range 3 {
-		senders.Go(func() {
-			for {
-				select {
-				case <-done:
-					return
-				default:
-				}
-				v, err := judge(f, gtube, 5*time.Second)
-				switch {
-				case err != nil && v.Action == pipeline.Continue && v.Edits == nil:
-					failed.Add(1)
-					time.Sleep(5 * time.Millisecond)
-				case err == nil && v.Action == pipeline.Reject:
-					scored.Add(1)
-				default:
-					t.Errorf("%+v, %v", v, err)
-					return
-				}
-			}
-		})
-	}
-	wait := func(n *atomic.Int64, what string) {
-		t.Helper()
-		until := n.Load() + 6
-		for range 1000 {
-			if n.Load() >= until {
-				return
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
-		t.Error(what)
-	}
-	wait(&scored, "nothing is scored at first")
-	r.stop()
-	wait(&failed, "nothing fails while spamd is away")
-	r.start()
-	began := time.Now()
-	wait(&scored, "nothing is scored after a restart")
-	t.Logf("%d scored, %d failed, back after %v", scored.Load(), failed.Load(), time.Since(began))
-	close(done)
-	senders.Wait()
 }

@@ -225,22 +225,8 @@ func TestCancel(t *testing.T) {
 func TestLeaks(t *testing.T) {
 	s := serverstest.Start(t, "unix", honest)
 	must(t, newFilter(t, "", s.Address), large)
-	before := serverstest.Descriptors(t)
-	for range 3 {
-		for _, fault := range append(serverstest.Faults(asked, good), own()...) {
-			if !fault.Slow {
-				s.Play(fault.Play)
-				if _, err := judge(newFilter(t, "", s.Address), large, 20*time.Second); err == nil {
-					t.Fatal(fault.Name)
-				}
-			}
-		}
-	}
-	for range 200 { // the stub's own go when it has seen ours go
-		if serverstest.Descriptors(t) <= before {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Errorf("%d descriptors, %d before", serverstest.Descriptors(t), before)
+	serverstest.Leaks(t, s, append(serverstest.Faults(asked, good), own()...), func() error {
+		_, err := judge(newFilter(t, "", s.Address), large, 20*time.Second)
+		return err
+	})
 }
