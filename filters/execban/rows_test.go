@@ -291,3 +291,10 @@ func TestSignatures(t *testing.T) {
 		}
 	}
 }
+
+// TestTooManyNames: a name that is a hundred names has one that nobody looked at.
+func TestTooManyNames(t *testing.T) {
+	name := strings.Repeat("a%3a%2500%E2%80%AEb%EF%BC%9A%E2%81%A6", 8)
+	text := head + "Content-Type: application/octet-stream\nContent-Disposition: attachment; filename*=utf-8''" + name + ".dat\n\nx\n"
+	refused(t, newFilter(t, "time = 300_000_000_000"), "a hundred names", text, Unscannable)
+}

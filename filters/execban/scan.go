@@ -273,8 +273,12 @@ func formsOf(n mime.Name) []string {
 // judgeName looks at one name.
 func (s *scanner) judgeName(at place, name string) {
 	own := false
+	readings, whole := content.Readings(name)
+	if !whole {
+		s.unscannable(at, Unscannable, "its name can be read in too many ways")
+	}
 	if len(s.Extensions) > 0 {
-		for _, r := range content.Readings(name) {
+		for _, r := range readings {
 			i := strings.LastIndexByte(r.Name, '.')
 			if i < 0 {
 				continue

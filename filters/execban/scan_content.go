@@ -193,7 +193,8 @@ var messages = []string{".eml", ".emlx", ".mht", ".mhtml", ".nws", ".mbox", ".mb
 // inner looks at a message that lies in an archive.
 func (s *scanner) inner(m archive.Member, at place, names []string) error {
 	is := slices.ContainsFunc(names, func(name string) bool {
-		return slices.ContainsFunc(content.Readings(name), func(r content.Reading) bool {
+		readings, _ := content.Readings(name)
+		return slices.ContainsFunc(readings, func(r content.Reading) bool {
 			return slices.ContainsFunc(messages, func(ext string) bool { return strings.HasSuffix(r.Name, ext) })
 		})
 	})

@@ -217,7 +217,7 @@ func TestByName(t *testing.T) {
 	} {
 		all := ByName(c.name)
 		if classes(all) != c.class || len(all) > 0 && all[0].Disguise != c.disguise {
-			t.Errorf("%q: %+v, want %q disguised by %q; readings %+v", c.name, all, c.class, c.disguise, Readings(c.name))
+			t.Errorf("%q: %+v, want %q disguised by %q; readings %+v", c.name, all, c.class, c.disguise, first(Readings(c.name)))
 		}
 	}
 }
@@ -273,5 +273,26 @@ func TestSignatures(t *testing.T) {
 		if _, err := ParseSignatures(strings.NewReader(bad)); err == nil || !strings.HasPrefix(err.Error(), "line 2") {
 			t.Errorf("%.20q: %v", bad, err)
 		}
+	}
+}
+
+func first(all []Reading, _ bool) []Reading { return all }
+
+// TestReadingsBound: a name that people write has all of its readings, one made
+// of every trick at once says that it has more, and has the plainest of them.
+func TestReadingsBound(t *testing.T) {
+	for _, name := range []string{
+		"Re: FW: minutes of 12:30:15, room 4:7.eml", "\u200f\u05d3\u05d5\u05d7\u200f 2026\u200e-\u200e11\u200e-\u200e22\u200f.pdf", "100%25 of 50%25 (\u00bd).xlsx", "a\xfcb\xe9.doc",
+	} {
+		if all, whole := Readings(name); !whole {
+			t.Errorf("%q: more than %d readings", name, len(all))
+		}
+	}
+	hostile := strings.Repeat("a:\x00b\u202ec%3a%2500\u200bd\uff1a\u2066", 8) + ".\uff45\uff58\uff45"
+	if all, whole := Readings(hostile); whole || len(all) > maxReadings {
+		t.Errorf("%d readings, whole: %v", len(all), whole)
+	}
+	if got := classes(ByName(hostile)); !strings.Contains(got, WindowsExecutables) {
+		t.Errorf("%q", got)
 	}
 }

@@ -34,9 +34,10 @@ var byExtension = sync.OnceValue(extensions)
 // ByName tells what a name says of a file, in every reading that a program may
 // make of it: Windows ignores dots and blanks at the end, some programs stop at
 // a NUL, a name of wide characters becomes a plain one. The name may hold any
-// bytes and be a path.
+// bytes and be a path. Whether those are all readings, Readings tells.
 func ByName(name string) (all []Match) {
-	for _, r := range Readings(name) {
+	readings, _ := Readings(name)
+	for _, r := range readings {
 		i := strings.LastIndexByte(r.Name, '.')
 		if i < 0 {
 			continue
@@ -82,41 +83,60 @@ func doubled(base string) string {
 // about the name as it came makes that reading less than plain.
 type Reading struct{ Name, Disguise string }
 
-// Readings is all readings of a name, the plain one first. Bytes that are no
-// UTF-8 are read as unknown characters, and as Latin-1.
-func Readings(name string) (all []Reading) {
-	name = name[max(0, len(name)-maxName):]
-	readings := []string{name}
-	if !utf8.ValidString(name) {
-		readings = []string{strings.ToValidUTF8(name, "\ufffd"), latin1(name)}
+// maxReadings bounds the readings of a name. Names that people give to files have
+// a handful, also in scripts that need marks of direction.
+const (
+	maxReadings = 64
+	maxTwists   = 2 // of one kind, one after the other
+)
+
+// Readings is all readings of a name, the plain one first, those that ask for
+// less before those that ask for more. Bytes that are no UTF-8 are read as
+// unknown characters, and as Latin-1. whole is false if there are more than can
+// be told: such a name was made to hide something.
+func Readings(name string) (all []Reading, whole bool) {
+	type way struct {
+		s, disguise string
+		twists      [len(variants)]int
 	}
-	seen := map[string]bool{}
-	var read func(s, disguise string, depth int)
-	read = func(s, disguise string, depth int) {
-		if depth > 3 || len(all) > 32 {
-			return
+	name = name[max(0, len(name)-maxName):]
+	ways := []way{{s: name}}
+	if !utf8.ValidString(name) {
+		ways = []way{{s: strings.ToValidUTF8(name, "\ufffd")}, {s: latin1(name)}}
+	}
+	seen, told := map[string]bool{}, map[string]bool{}
+	for len(ways) > 0 {
+		w := ways[0]
+		ways = ways[1:]
+		if seen[w.s] {
+			continue
 		}
-		r := Reading{strings.ToLower(base(s)), disguise}
-		end := strings.TrimRight(r.Name, ". \t\u00a0\"'")
-		if end != r.Name {
-			r.Name, r.Disguise = end, or(disguise, disguiseEnd)
+		seen[w.s] = true
+		r := Reading{strings.ToLower(base(w.s)), w.disguise}
+		if end := strings.TrimRight(r.Name, ". \t\u00a0\"'"); end != r.Name {
+			r.Name, r.Disguise = end, or(w.disguise, disguiseEnd)
 		}
-		if !seen[r.Name] {
-			seen[r.Name] = true
+		if len(all) == maxReadings || len(seen) > 4*maxReadings {
+			return all, false
+		}
+		if !told[r.Name] {
+			told[r.Name] = true
 			all = append(all, r)
 		}
-		for _, v := range variants {
-			for _, other := range v.make(s) {
-				if other != s {
-					read(other, or(disguise, v.disguise), depth+1)
+		for i, v := range variants {
+			if w.twists[i] == maxTwists {
+				continue
+			}
+			next := way{disguise: or(w.disguise, v.disguise), twists: w.twists}
+			next.twists[i]++
+			for _, next.s = range v.make(w.s) {
+				if !seen[next.s] {
+					ways = append(ways, next)
 				}
 			}
 		}
 	}
-	for _, s := range readings {
-		read(s, "", 0)
-	}
-	return all
+	return all, true
 }
 
 func or(a, b string) string {
@@ -141,7 +161,7 @@ func base(s string) string {
 }
 
 // variants makes the further readings of a name.
-var variants = []struct {
+var variants = [...]struct {
 	disguise string
 	make     func(string) []string
 }{

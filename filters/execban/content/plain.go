@@ -227,7 +227,8 @@ var formula = regexp.MustCompile(`(?m)(?:^|[,;\t"])\s*[=+\-@](?:[+\-@\s]|\d+[+\-
 
 // isTable is whether a name is that of a table that Excel opens.
 func isTable(name string) bool {
-	for _, r := range Readings(name) {
+	readings, _ := Readings(name)
+	for _, r := range readings {
 		for _, ext := range []string{".csv", ".tsv", ".tab", ".txt", ".dif", ".slk", ".prn"} {
 			if strings.HasSuffix(r.Name, ext) {
 				return true
