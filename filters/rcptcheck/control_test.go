@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/postern-mta/postern/pipeline"
 )
 
 // An installation of s/qmail: databases and programs by domain.
@@ -83,4 +85,11 @@ func FuzzControl(f *testing.F) {
 			t.Errorf("%q is about the wrong: %+v", s, l)
 		}
 	})
+}
+
+// A filter that cannot be made is none, not one that is nil.
+func TestKindOfNothing(t *testing.T) {
+	if f, err := Kind().New(pipeline.Env{}, func(any) error { return nil }); f != nil || err == nil {
+		t.Errorf("%v %v", f, err)
+	}
 }

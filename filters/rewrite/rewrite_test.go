@@ -247,3 +247,10 @@ func TestCircles(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// A filter that cannot be made is none, not one that is nil.
+func TestKindOfNothing(t *testing.T) {
+	if f, err := Kind().New(pipeline.Env{}, func(any) error { return nil }); f != nil || err == nil {
+		t.Errorf("%v %v", f, err)
+	}
+}
