@@ -35,7 +35,8 @@ func (s *source) cuts(start, end int64, boundary string) (cuts []cut, seen int64
 }
 
 // multipart reads a multipart whose body begins at from, under each boundary that
-// it may have. found is false if none of them divides it.
+// it may have. found is false if there are readers for whom none of them divides
+// it.
 func (e *entity) multipart(src *source, from int64, reading Reading) (found bool, err error) {
 	if from > e.end(src) {
 		return false, nil
@@ -53,6 +54,7 @@ func (e *entity) multipart(src *source, from int64, reading Reading) (found bool
 			e.noteBoundary(b)
 		}
 		good = good || ok
+		found = found || ok && b.reading.sameAs(e.p.Reading)
 	}
 	if !good {
 		// Without a boundary there may be no parts: it is a text then, too.
@@ -61,8 +63,7 @@ func (e *entity) multipart(src *source, from int64, reading Reading) (found bool
 			return false, err
 		}
 	}
-	decoded, err := e.encodedMultipart(src, from, reading)
-	return good || decoded, err
+	return found, e.encodedMultipart(src, from, reading)
 }
 
 // noteBoundary notes a boundary that is used but is not the standard's.
@@ -74,9 +75,9 @@ func (e *entity) noteBoundary(b boundary) {
 
 // encodedMultipart splits what a multipart decodes to, which RFC 2045 §6.4 does
 // not allow, and clients do.
-func (e *entity) encodedMultipart(src *source, from int64, reading Reading) (found bool, err error) {
+func (e *entity) encodedMultipart(src *source, from int64, reading Reading) error {
 	if src != e.p.src {
-		return false, nil
+		return nil
 	}
 	for _, enc := range e.encodings {
 		if enc.how == Identity {
@@ -85,19 +86,17 @@ func (e *entity) encodedMultipart(src *source, from int64, reading Reading) (fou
 		e.find(EncodedContainer, e.p, "")
 		err := e.decoded(src, from, enc, reading|because(EncodedContainer), func(d *source, r Reading) error {
 			for _, b := range e.boundaries {
-				ok, err := e.split(d, 0, d.size, b.text, r|b.reading)
-				if err != nil {
+				if _, err := e.split(d, 0, d.size, b.text, r|b.reading); err != nil {
 					return err
 				}
-				found = found || ok
 			}
 			return nil
 		})
 		if err != nil {
-			return found, err
+			return err
 		}
 	}
-	return found, nil
+	return nil
 }
 
 // split adds the parts between the lines of a boundary: those up to the closing
