@@ -95,19 +95,21 @@ func TestReferenceIsWhole(t *testing.T) {
 }
 
 // TestReadmeConfiguration takes the README at its word: postern check finds its
-// example right, on a host that has the users and the program that it names.
+// example right, on a host that has the users and the programs that it names.
 func TestReadmeConfiguration(t *testing.T) {
 	dir := t.TempDir()
-	next := filepath.Join(dir, "qmail-queue")
-	if err := os.WriteFile(next, []byte("#!/bin/sh\n"), 0o755); err != nil {
-		t.Fatal(err)
+	programs := strings.NewReplacer("/var/qmail/bin/", dir+"/")
+	for _, name := range []string{"qmail-queue", "qmail-remote.orig"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	blocks := regexp.MustCompile("(?s)```toml\n(.*?)```").FindAllStringSubmatch(readme(t), -1)
 	if len(blocks) == 0 {
 		t.Fatal("README.md has no example")
 	}
 	for _, block := range blocks {
-		text := strings.ReplaceAll(block[1], "/var/qmail/bin/qmail-queue", next)
+		text := programs.Replace(block[1])
 		o := loadOptions(quietEnv())
 		o.LookupUser = func(string) (uint32, error) { return 1000, nil }
 		o.Hostname = func() (string, error) { return "mx.example.org", nil }

@@ -355,7 +355,10 @@ func construct(kind *pipeline.Kind, env pipeline.Env, decode pipeline.Decode) (f
 			f, err = nil, fmt.Errorf("the kind %s failed on it: %v", kind.Name, r)
 		}
 	}()
-	return kind.New(env, decode)
+	if f, err = kind.New(env, decode); err != nil {
+		return nil, err // and never a filter with it, which would be closed
+	}
+	return f, nil
 }
 
 // env is what a filter may use.

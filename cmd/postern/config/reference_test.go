@@ -120,13 +120,13 @@ func TestEffective(t *testing.T) {
 		"testdata/good-full.toml": {
 			`trusted = ["root", "qmaild", 89, 501] # testdata/good-full.toml:4`,
 			`limits.message = "50 MB" # testdata/good-full.toml:14`,
-			`chain.local = ["scan", "quick"] # testdata/good-full.toml:124`,
-			`filter.scan.on_error = "continue" # testdata/good-full.toml:145`,
-			`filter.scan.nets = [10.0.0.0/8, fd00::/8] # testdata/good-full.toml:138`,
+			`chain.local = ["scan", "quick"] # testdata/good-full.toml:130`,
+			`filter.scan.on_error = "continue" # testdata/good-full.toml:151`,
+			`filter.scan.nets = [10.0.0.0/8, fd00::/8] # testdata/good-full.toml:144`,
 			`filter.quick.on_error = "defer" # default`,
 			`filter.quick.max = "50 MB" # default`,
-			`filter.policy.rule[1].when = "external" # testdata/good-full.toml:165`,
-			`filter.policy.labels.example.org = "ours" # testdata/good-full.toml:158`,
+			`filter.policy.rule[1].when = "external" # testdata/good-full.toml:171`,
+			`filter.policy.labels.example.org = "ours" # testdata/good-full.toml:164`,
 		},
 		"testdata/good-minimal.toml": {
 			`state = "/var/lib/postern" # default`,
