@@ -1,7 +1,6 @@
 package pipeline
 
 import (
-	"slices"
 	"strings"
 
 	"github.com/postern-mta/postern/pipeline/envelope"
@@ -9,7 +8,8 @@ import (
 )
 
 // maxHolds bounds for how many different reasons one lot's recipients are held
-// apart. Those beyond are held for the last of these.
+// apart. Those beyond are held with others whom the same filter holds, so that
+// they go on at the same place.
 const maxHolds = 16
 
 // collect fills in what is to be stored.
@@ -41,20 +41,52 @@ func (p *passage) collect(o *Outcome) {
 }
 
 // once keeps each recipient's first place: where recipients have been replaced,
-// several may have become one.
+// several may have become one. Those of one Outgoing share their fate.
 // The domain counts in either case.
 func (o *Outcome) once() {
 	for i := range o.Outgoing {
 		e := &o.Outgoing[i].Envelope
-		seen := make(map[string]bool, len(e.Recipients))
-		e.Recipients = slices.DeleteFunc(e.Recipients, func(r envelope.Recipient) bool {
+		first := make(map[string]int, len(e.Recipients))
+		kept := e.Recipients[:0]
+		for _, r := range e.Recipients {
 			local := envelope.Local(r.Address)
 			key := local + strings.ToLower(r.Address[len(local):])
-			before := seen[key]
-			seen[key] = true
-			return before
-		})
+			if n, before := first[key]; before {
+				kept[n].DSN = both(kept[n].DSN, r.DSN)
+				continue
+			}
+			first[key] = len(kept)
+			kept = append(kept, r)
+		}
+		clear(e.Recipients[len(kept):])
+		e.Recipients = kept
 	}
+}
+
+// both asks for the reports that either of two recipients asks for who are one
+// now: nobody who wants to hear of a failure misses it because another does not.
+func both(a, b *envelope.DSN) *envelope.DSN {
+	of, and := wanted(a), wanted(b)
+	if of|and == of {
+		return a
+	}
+	d := envelope.DSN{Notify: of | and}
+	if a != nil {
+		d.ORcpt = a.ORcpt
+	}
+	return &d
+}
+
+// wanted are the reports that a recipient's sender wants; without NOTIFY those
+// of failures and delays (RFC 3461 §4.1).
+func wanted(d *envelope.DSN) envelope.Notify {
+	switch {
+	case d == nil || d.Notify == 0:
+		return envelope.NotifyFailure | envelope.NotifyDelay
+	case d.Notify&envelope.NotifyNever != 0:
+		return 0
+	}
+	return d.Notify
 }
 
 // collectLot makes one Outgoing of a lot's recipients that are delivered, and
@@ -70,7 +102,7 @@ func (p *passage) collectLot(o *Outcome, l *lot, origin Origin, found []Symbol, 
 		if f.Action == Quarantine {
 			hold = f.Filter + ": " + reply.Clean(f.Reason, maxReason)
 		}
-		i := o.group(first, hold, f.accepted)
+		i := o.group(first, f.Filter, hold, f.accepted)
 		if i < 0 {
 			i = len(o.Outgoing)
 			e := p.tx.Envelope
@@ -93,14 +125,19 @@ func (p *passage) collectLot(o *Outcome, l *lot, origin Origin, found []Symbol, 
 }
 
 // group finds the lot's Outgoing for a reason to hold, -1 if a new one is due.
-func (o *Outcome) group(first int, hold string, accepted bool) int {
+func (o *Outcome) group(first int, filter, hold string, accepted bool) int {
 	holds, last := 0, -1
 	for i := first; i < len(o.Outgoing); i++ {
-		if o.Outgoing[i].Hold == hold && o.Outgoing[i].Origin.Accepted == accepted {
+		out := &o.Outgoing[i]
+		if out.Hold == hold && out.Origin.Accepted == accepted {
 			return i
 		}
-		if o.Outgoing[i].Hold != "" {
-			holds, last = holds+1, i
+		if out.Hold == "" {
+			continue
+		}
+		holds++
+		if out.Origin.Accepted == accepted && strings.HasPrefix(out.Hold, filter+": ") {
+			last = i
 		}
 	}
 	if hold != "" && holds >= maxHolds {

@@ -2,10 +2,12 @@ package pipeline
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/postern-mta/postern/pipeline/envelope"
 	"github.com/postern-mta/postern/pipeline/message"
 )
 
@@ -143,6 +145,88 @@ func TestHeldFindings(t *testing.T) {
 		}
 		if seen.tx != nil && (seen.tx.Score() != 2 || len(seen.tx.Results) != 1) {
 			t.Errorf("%d: found before: %+v %+v", i, seen.tx.Symbols, seen.tx.Results)
+		}
+	}
+}
+
+// TestManyHoldsApart: those who are held for one reason too many are held with
+// others whom the same filter holds, with or without its having been accepted: no
+// filter behind is left out when they go on.
+func TestManyHoldsApart(t *testing.T) {
+	const n = 3 * maxHolds
+	holder := func(mine func(n int) bool) *fake {
+		return at(AtMessage, each(func(n int) Verdict {
+			if !mine(n) {
+				return Verdict{}
+			}
+			return Verdict{Action: Quarantine, Reason: fmt.Sprint(n)}
+		}))
+	}
+	accepts := at(AtMessage, each(func(n int) Verdict {
+		if n%3 == 0 {
+			return Verdict{Action: Accept}
+		}
+		return Verdict{}
+	}))
+	c := newChain(t, ChainOptions{},
+		Step{Name: "accepts", Filter: accepts},
+		Step{Name: "late", Filter: holder(func(n int) bool { return n%3 < 2 }), Always: true},
+		Step{Name: "last", Filter: holder(func(int) bool { return true })})
+	runIn(t, t.Context(), c, txTo(rcpts(n)...), func(o *Outcome) {
+		recipients := 0
+		for _, out := range o.Outgoing {
+			filter, _, _ := strings.Cut(out.Hold, ": ")
+			for _, r := range out.Envelope.Recipients {
+				recipients++
+				n := slices.Index(rcpts(n), r.Address)
+				want := "late"
+				if n%3 == 2 {
+					want = "last"
+				}
+				if filter != want || out.Origin.Accepted != (n%3 == 0) {
+					t.Errorf("%s is held by %s, accepted %v", r.Address, filter, out.Origin.Accepted)
+				}
+			}
+		}
+		if recipients != n || len(o.Outgoing) > maxHolds+2 {
+			t.Errorf("%d messages for %d recipients", len(o.Outgoing), recipients)
+		}
+	})
+}
+
+// TestOnceReports: where several recipients become one, whoever wants to hear of
+// its failure is heard; those with another fate stay apart.
+func TestOnceReports(t *testing.T) {
+	never, success := &envelope.DSN{Notify: envelope.NotifyNever, ORcpt: "rfc822;a"}, &envelope.DSN{Notify: envelope.NotifySuccess}
+	for _, k := range []struct {
+		dsn  []*envelope.DSN
+		want envelope.Notify
+	}{
+		{[]*envelope.DSN{never, nil}, envelope.NotifyFailure | envelope.NotifyDelay},
+		{[]*envelope.DSN{never, never}, envelope.NotifyNever},
+		{[]*envelope.DSN{nil, never}, 0},
+		{[]*envelope.DSN{never, success, nil}, envelope.NotifySuccess | envelope.NotifyFailure | envelope.NotifyDelay},
+	} {
+		tx := txTo(append(rcpts(len(k.dsn)), "held@example.org")...)
+		for n, d := range k.dsn {
+			tx.Envelope.Recipients[n].DSN = d
+		}
+		rename := says(AtMessage, Verdict{Edits: []Edit{{Kind: EditRecipient, Address: "one@example.net"}}})
+		hold := says(AtMessage, only(Quarantine, len(k.dsn)))
+		runIn(t, t.Context(), newChain(t, ChainOptions{}, Step{Filter: rename}, Step{Name: "h", Filter: hold}), tx, func(o *Outcome) {
+			if len(o.Outgoing) != 2 || len(o.Outgoing[0].Envelope.Recipients) != 1 || len(o.Outgoing[1].Envelope.Recipients) != 1 || (o.Outgoing[0].Hold == "") == (o.Outgoing[1].Hold == "") {
+				t.Fatalf("%v: %s", k.dsn, outgoing(o))
+			}
+			got := envelope.Notify(0)
+			if d := o.Outgoing[0].Envelope.Recipients[0].DSN; d != nil {
+				got = d.Notify
+			}
+			if got != k.want {
+				t.Errorf("%v: NOTIFY %d, not %d", k.dsn, got, k.want)
+			}
+		})
+		if never.Notify != envelope.NotifyNever {
+			t.Fatal("what the client gave was changed")
 		}
 	}
 }
