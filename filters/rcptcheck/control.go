@@ -72,6 +72,9 @@ func parseControl(r io.Reader, path string) (all []controlLine, err error) {
 		}
 		all = append(all, c)
 	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("%s: %w", path, errEmpty)
+	}
 	return all, nil
 }
 

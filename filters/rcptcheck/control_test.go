@@ -57,9 +57,12 @@ p.example.org|bin/pavm -x yes
 	write(t, path, "users/a.cdb\n!*\n", 0o600)
 	r.wait(time.Second)
 	r.want("known", "joe@a.example.org", "anybody@open.example.org", "sue@a.example.org")
-	write(t, path, "", 0o600)
+	write(t, path, "# nobody\n", 0o600)
 	r.wait(time.Second)
-	r.want("unknown", "joe@a.example.org")
+	r.want("known", "joe@a.example.org", "sue@a.example.org")
+	if !strings.Contains(r.log.String(), "there is nobody in it") {
+		t.Error(r.log)
+	}
 	newRig(t, Options{Checks: []Check{{Recipients: home + "/control/none"}}}).want("error", "joe@a.example.org")
 }
 

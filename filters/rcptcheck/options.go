@@ -84,6 +84,9 @@ func (c *Check) check() (wrong []keyError) {
 			bad(fmt.Sprintf(".args[%d]", i), "it holds a NUL")
 		}
 	}
+	if set == 1 && c.List != nil && len(c.List) == 0 {
+		bad(".list", "it is empty, and would refuse everybody: write recipients, or remove the check")
+	}
 	if len(c.List) > maxList {
 		bad(".list", "%d recipients, at most %d: write them into a file", len(c.List), maxList)
 		return wrong

@@ -61,7 +61,7 @@ func (p *program) name() string { return reply.Clean(p.path, 200) }
 func (*program) close() error { return nil }
 
 func (p *program) ask(ctx context.Context, address string, tx *pipeline.Transaction) (finding, error) {
-	key := p.path + "\x00" + address
+	key := p.key(address)
 	if known, ok := p.kept.get(key); ok {
 		if known {
 			return finding{answer: valid}, nil
@@ -83,6 +83,12 @@ func (p *program) ask(ctx context.Context, address string, tx *pipeline.Transact
 		p.kept.put(key, f.answer == valid)
 	}
 	return f, err
+}
+
+// key is what the program's answer about an address is kept under. A program that
+// is called with other arguments is another one; no argument holds a NUL.
+func (p *program) key(address string) string {
+	return p.path + "\x00" + strings.Join(p.args, "\x00") + "\x00\x00" + address
 }
 
 // judged is what a program's exit code and its text mean.

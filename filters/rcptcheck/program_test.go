@@ -223,6 +223,15 @@ func TestCancelled(t *testing.T) {
 	}
 }
 
+// What a program said when it was called with other arguments is no answer.
+func TestArguments(t *testing.T) {
+	name := script(t, `[ "$1" = yes ] || exit 100`)
+	check := func(args ...string) Check { return Check{Program: name, Args: args, Wait: time.Minute} }
+	newRig(t, Options{Checks: []Check{check(), check("no"), check("no", "yes"), check("yes")}}).want("known", "joe@example.org", "joe@example.org")
+	r := newRig(t, Options{Need: needAll, Checks: []Check{check("yes"), check("no")}})
+	r.want("unknown", "joe@example.org", "joe@example.org")
+}
+
 // Only so many programs run at a time.
 func TestPlaces(t *testing.T) {
 	dir := t.TempDir()

@@ -36,7 +36,9 @@
 // validrcptto.cdb, where a value that begins with - refuses the address at once.
 // A file has an entry a line; lines that begin with # are comments. Files are
 // read again when they change; one that cannot be read then leaves what was read
-// before in force. One that could never be read is an error.
+// before in force. One that could never be read is an error. A text file in which
+// nobody stands is one that cannot be read, since it would refuse everybody: it may
+// be on its way. Write a new file and rename it, since half of one is read as it is.
 //
 // # control/recipients
 //
@@ -80,8 +82,8 @@
 // connection is kept after 111, 113 and 120; where RCPTCHECK closes it, the
 // recipient alone is put off.
 //
-// What programs say is kept for "valid_for" and "invalid_for", unless the check
-// has each = true, for a program that judges by more than the recipient.
+// What programs say is kept for "valid_for" and "invalid_for", for the same
+// program with the same arguments, unless the check has each = true, for a program that judges by more than the recipient.
 //
 // # Harvesters
 //
@@ -362,6 +364,9 @@ func (f *Filter) lookUp(ctx context.Context, address string, tx *pipeline.Transa
 				continue
 			}
 		}
+		if err := ctx.Err(); err != nil { // one that is not asked any more might decide
+			return decision{}, errors.Join(failed, fmt.Errorf("%s: there is no time left: %w", c.name(), err))
+		}
 		a, err := c.ask(ctx, address, tx)
 		if err == nil && a.answer == noOpinion {
 			continue
@@ -376,9 +381,6 @@ func (f *Filter) lookUp(ctx context.Context, address string, tx *pipeline.Transa
 			return decision{known: true, reason: "known to " + c.name()}, nil
 		case a.answer == unknown && f.all:
 			return decision{reason: "unknown to " + c.name()}, nil
-		}
-		if ctx.Err() != nil {
-			break
 		}
 	}
 	switch {

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -93,10 +94,11 @@ func TestConfiguration(t *testing.T) {
 		"no program":    {one(Check{File: "/a", Each: true}), "check[1]", "there is none"},
 		"wait":          {one(Check{Program: "/a", Wait: time.Hour}), "check[1].wait", "at most 5m"},
 		"NUL":           {one(Check{Program: "/a", Args: []string{"x", "a\x00"}}), "check[1].args[1]", "NUL"},
+		"empty list":    {one(Check{List: []string{}}), "check[1].list", "it is empty"},
 		"list":          {one(Check{List: []string{"a@b", "b"}}), "check[1].list[1]", `"b" is no address`},
 		"blank":         {one(Check{List: []string{"a b@c"}}), "check[1].list[0]", "no address"},
 		"long list":     {one(Check{List: make([]string, maxList+1)}), "check[1].list", "into a file"},
-		"domains":       {one(Check{List: []string{}, Domains: []string{"x", "@y"}}), "check[1].domains[1]", "no domain"},
+		"domains":       {one(Check{List: []string{"a@b"}, Domains: []string{"x", "@y"}}), "check[1].domains[1]", "no domain"},
 	} {
 		f, err := New(pipeline.Env{}, c.o)
 		var at interface{ Key() string }
@@ -253,8 +255,50 @@ func TestFile(t *testing.T) {
 	r.want("unknown", "boss@example.org")
 	r.wait(-100 * time.Hour)
 	r.want("known", "new@example.org")
+	for _, text := range []string{"", "# who is there\n"} { // as while it is being written
+		write(t, name, text, 0o600)
+		r.wait(time.Second)
+		r.want("known", "new@example.org")
+		newRig(t, Options{Checks: []Check{{File: name}}}).want("error: "+name+": "+name+": there is nobody in it", "joe@example.org")
+	}
+	if !strings.Contains(r.log.String(), "there is nobody in it") {
+		t.Errorf("the log says %s", r.log)
+	}
 	folder := newRig(t, Options{Checks: []Check{{File: t.TempDir()}}})
 	folder.want("error", "joe@example.org")
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	newRig(t, Options{Checks: []Check{{File: pipe}}}).want("error: "+pipe+": "+pipe+" is no file", "joe@example.org")
+}
+
+// lastWord is a check whose answer comes when the time is over.
+type lastWord struct {
+	answer
+	cancel context.CancelFunc
+}
+
+func (l lastWord) ask(context.Context, string, *pipeline.Transaction) (finding, error) {
+	l.cancel()
+	return finding{answer: l.answer}, nil
+}
+
+func (lastWord) name() string { return "the last word" }
+
+func (lastWord) close() error { return nil }
+
+// A time that is over refuses nobody whom a check behind might know, and lets
+// nobody pass whom one might not know.
+func TestNoTimeLeft(t *testing.T) {
+	for need, a := range map[string]answer{needAny: unknown, needAll: valid} {
+		r := newRig(t, Options{Need: need, Checks: []Check{{List: []string{"x@example.org"}}, {List: []string{"joe@example.org"}}}})
+		ctx, cancel := context.WithCancel(context.Background())
+		r.checks[0].source = lastWord{a, cancel}
+		if v, err := r.askIn(ctx, &instance{filter: r.Filter}, "", "joe@example.org"); !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v %v", need, v, err)
+		}
+	}
 }
 
 // The two layouts of databases.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/postern-mta/postern/pipeline"
@@ -180,7 +181,7 @@ func (f *textFile[T]) look() {
 }
 
 func (f *textFile[T]) load() (held T, err error) {
-	file, err := os.Open(f.path)
+	file, err := os.OpenFile(f.path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a named pipe would never answer
 	if err != nil {
 		return held, err
 	}
@@ -220,8 +221,15 @@ func parseList(r io.Reader, path string) (*list, error) {
 		}
 		l.entries[lower(line.Text)] = struct{}{}
 	}
+	if len(l.entries) == 0 {
+		return nil, fmt.Errorf("%s: %w", path, errEmpty)
+	}
 	return l, nil
 }
+
+// errEmpty is what is wrong with a file that knows nobody: it is more likely to be
+// on its way, or lost, than to mean that all of a domain's recipients be refused.
+var errEmpty = errors.New("there is nobody in it, and all recipients would be refused: write @example.org for all of a domain, or remove the check")
 
 // database is a constant database of recipients.
 type database struct {
