@@ -227,9 +227,10 @@ func TestCancelled(t *testing.T) {
 func TestArguments(t *testing.T) {
 	name := script(t, `[ "$1" = yes ] || exit 100`)
 	check := func(args ...string) Check { return Check{Program: name, Args: args, Wait: time.Minute} }
-	newRig(t, Options{Checks: []Check{check(), check("no"), check("no", "yes"), check("yes")}}).want("known", "joe@example.org", "joe@example.org")
-	r := newRig(t, Options{Need: needAll, Checks: []Check{check("yes"), check("no")}})
-	r.want("unknown", "joe@example.org", "joe@example.org")
+	kept := Options{ValidFor: time.Minute, InvalidFor: time.Minute, Checks: []Check{check(), check("no"), check("no", "yes"), check("yes")}}
+	newRig(t, kept).want("known", "joe@example.org", "joe@example.org")
+	kept.Need, kept.Checks = needAll, []Check{check("yes"), check("no")}
+	newRig(t, kept).want("unknown", "joe@example.org", "joe@example.org")
 }
 
 // Only so many programs run at a time.
