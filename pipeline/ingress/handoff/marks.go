@@ -9,7 +9,10 @@ import (
 )
 
 // takeMark takes the mark off a message that has come back, forwarded by a user
-// or sent by a list.
+// or sent by a list. A mark that does not count says that the message was here,
+// or claims so, and was changed since, as lists and mail programs do that send
+// on: nobody knows any more who wrote it, so it counts as a stranger's, as it
+// would at the exit.
 func (n *session) takeMark(m message.Message) (message.Message, error) {
 	if n.srv.o.Marks == nil {
 		return m, nil
@@ -20,6 +23,7 @@ func (n *session) takeMark(m message.Message) (message.Message, error) {
 	}
 	n.prior = prior
 	if why != nil {
+		n.prior = &pipeline.Origin{Standing: pipeline.Stranger.String(), UID: -1}
 		n.srv.o.Log.Debug("a mark does not count", "id", n.rec.id, "why", why)
 	}
 	return out, nil

@@ -1,6 +1,7 @@
 package handoff
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -30,7 +31,23 @@ type Remote struct {
 	// Deliver sends the message and gives the whole report, as qmail-remote.c
 	// writes it, of at most wire.MaxReport bytes.
 	Deliver func(context.Context, *Leaving) ([]byte, error)
+	// Observe hears of every call and its result, one of Results. It is called by
+	// many sessions at once and must be quick. It may be nil.
+	Observe func(entrance, result string)
 }
+
+// Results are the ways in which a call of a qmail-remote ends, as qmail-rspawn
+// takes the report: K, Z and D; handed on to the next program, which reports;
+// or nobody heard of it, because the caller went away or we stopped.
+var Results = [...]string{resultDelivered, resultDeferred, resultFailed, resultHandedOn, resultNone}
+
+const (
+	resultDelivered = "delivered"
+	resultDeferred  = "deferred"
+	resultFailed    = "failed"
+	resultHandedOn  = "handed_on"
+	resultNone      = "none"
+)
 
 // Leaving is one call of a qmail-remote.
 type Leaving struct {
@@ -68,8 +85,18 @@ const (
 	stageOrder    = "order"
 )
 
-// improper is what qmail-remote.c says to too few arguments.
-var improper = reply.Make(554, reply.Enhanced{Subject: 3, Detail: 5}, "I (qmail-remote) was invoked improperly.")
+// What is answered to arguments that cannot be: improper is what qmail-remote.c
+// says to too few; otherLayout is for those that the other sort of qmail-rspawn
+// would give. That is a mistake of the configuration's, which must not bounce
+// mail.
+var (
+	improper    = reply.Make(554, reply.Enhanced{Subject: 3, Detail: 5}, "I (qmail-remote) was invoked improperly.")
+	otherLayout = reply.Make(451, reply.Enhanced{Subject: 3, Detail: 5}, "The arguments are laid out otherwise than Postern is configured for.")
+)
+
+// headTooBig: what is in a queue has been taken already, and goes out once the
+// limit is raised, so it is not bounced for it.
+var headTooBig = reply.Make(451, reply.Enhanced{Subject: 3, Detail: 4}, "The message's header is larger than the limit here.")
 
 // serveRemote does the work of a qmail-remote, and reports.
 func (n *session) serveRemote() {
@@ -106,8 +133,11 @@ func (n *session) remote() ([]byte, error) {
 
 	l := &Leaving{Call: n.rec.id, UID: n.call.uid, PID: n.call.pid, Trusted: n.call.trusted}
 	n.rec.leaving = l
-	if !l.arguments(n.call.args, o.Remote.Indimail) {
-		return nil, reply.With(improper, errors.New("too few arguments"))
+	if err := l.arguments(n.call.args, o.Remote.Indimail); err != nil {
+		if reply.Of(err) == otherLayout {
+			n.srv.fail(n.rec.id, "a message is put off because its arguments are laid out otherwise than configured", err)
+		}
+		return nil, err
 	}
 	n.rec.stage = stageMessage
 	if err := n.readLeaving(l, time.Now().Add(o.Limits.Total)); err != nil {
@@ -138,19 +168,28 @@ func (n *session) remote() ([]byte, error) {
 	return nil, n.become(m)
 }
 
-// arguments takes what stands in argv; false: there is too little.
-func (l *Leaving) arguments(args []string, indimail bool) bool {
-	first := 3
+// arguments takes what stands in argv.
+func (l *Leaving) arguments(args []string, indimail bool) error {
+	first, looksIndimail := 3, len(args) > 5 && isSize(args[4]) && !strings.Contains(args[3], "@")
 	if indimail {
 		first = 5
 	}
-	if len(args) <= first {
-		return false
+	switch {
+	case len(args) <= 3, indimail && len(args) == 5 && isSize(args[4]):
+		return reply.With(improper, errors.New("too few arguments"))
+	case indimail && (len(args) <= first || !isSize(args[4])):
+		return reply.With(otherLayout, errors.New(`these are not indimail's arguments: write argv = "qmail" on the entrance`))
+	case !indimail && looksIndimail:
+		return reply.With(otherLayout, errors.New(`these are indimail's arguments: write argv = "indimail" on the entrance`))
 	}
 	l.Host = args[1]
 	l.Envelope = envelope.To(args[2], args[first:]...)
-	return true
+	return nil
 }
+
+// isSize reports whether an argument is a number of bytes, as the recipients
+// that qmail-rspawn gives never are.
+func isSize(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
 
 // readLeaving reads fd 0 to its end.
 func (n *session) readLeaving(l *Leaving, until time.Time) error {
@@ -165,6 +204,10 @@ func (n *session) readLeaving(l *Leaving, until time.Time) error {
 	})
 	if err != nil {
 		skip(in)
+		if reply.Of(err) == reply.HeadTooBig {
+			n.srv.fail(n.rec.id, "a message is put off because its header is too large; raise limits.head or limits.fields", err)
+			err = reply.With(headTooBig, err)
+		}
 		return err
 	}
 	l.Content = hex.EncodeToString(sum.Sum(nil)[:16])
@@ -272,6 +315,46 @@ func (n *session) logRemote() {
 	}
 	attrs = append(attrs, slog.String("took", pipeline.LogSpan(o.Now().Sub(r.start))))
 	o.Log.LogAttrs(context.WithoutCancel(n.ctx), slog.LevelInfo, "qmail-remote", attrs...)
+	if o.Remote.Observe != nil {
+		o.Remote.Observe(o.Entrance, r.result())
+	}
+}
+
+// result is one of Results.
+func (r *record) result() string {
+	switch {
+	case r.next != nil && !r.next.known:
+		return resultHandedOn
+	case r.next != nil:
+		return resultDeferred
+	case r.untold:
+		return resultNone
+	case r.reported != nil:
+		return resultOf(r.reported)
+	case r.reply == (reply.Reply{}):
+		return resultNone
+	case r.reply.Class == reply.Permanent:
+		return resultFailed
+	}
+	return resultDeferred
+}
+
+// resultOf reads a report as qmail-rspawn.c does: the first recipient's letter
+// goes before the message's.
+func resultOf(report []byte) string {
+	byLetter := map[byte]string{'s': resultDeferred, 'h': resultFailed, 'K': resultDelivered, 'Z': resultDeferred}
+	if report[0] == 'h' || report[0] == 's' {
+		return byLetter[report[0]]
+	}
+	for part := range bytes.SplitSeq(report, []byte{0}) {
+		if len(part) > 0 && strings.IndexByte("KZD", part[0]) >= 0 {
+			if word, ok := byLetter[part[0]]; ok {
+				return word
+			}
+			break
+		}
+	}
+	return resultFailed
 }
 
 // summary is the end of a report, which is about the message.
