@@ -40,7 +40,7 @@ func (d *daemon) equipRemote(c *config.Config, l *config.Listen, listener socket
 		// No bound but for the head: what is in a queue has been taken already.
 		Limits:      handoff.Limits{Head: int(c.Limits.Head), Fields: c.Limits.Fields},
 		MaxSessions: max(c.Limits.Sessions, remoteSessions), Spool: d.spool,
-		Remote: &handoff.Remote{Indimail: l.Indimail()},
+		Remote: &handoff.Remote{Indimail: l.Indimail(), Observe: d.meter.ObserveRemote},
 	}
 	if l.Next == config.NextDeliver {
 		if out.exit, err = d.newRemoteExit(c); err != nil {

@@ -70,6 +70,7 @@ var metrics = [...]struct {
 		}
 	}},
 	{"postern_messages_total", "entrance answer", "messages by their answer: accepted, deferred, refused, or none if the client went away", ofMeter((*Meter).messages)},
+	{"postern_remote_calls_total", "entrance result", "calls of qmail-remote by their result: delivered, deferred, failed, handed_on to the next program, or none if the caller went away", ofMeter((*Meter).remotes)},
 	{"postern_filter_verdicts_total", "filter stage verdict mode", "verdicts, one a message, stage and kind; error is a filter that failed", ofMeter((*Meter).verdicts)},
 	{"postern_filter_seconds_total", "filter", "time that a filter took", ofMeter((*Meter).seconds)},
 
@@ -257,6 +258,7 @@ const (
 	meterMessages = iota
 	meterVerdicts
 	meterSeconds
+	meterRemotes
 	meterKinds
 )
 
@@ -298,6 +300,14 @@ func (m *Meter) Observe(entrance string, r reply.Reply, trace pipeline.Trace) {
 	}
 }
 
+// ObserveRemote counts one call of a qmail-remote by its result.
+func (m *Meter) ObserveRemote(entrance, result string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.byKind[meterRemotes][meterKey{entrance, result}]++
+}
+
+func (m *Meter) remotes(say say)  { m.tell(meterRemotes, 2, say) }
 func (m *Meter) messages(say say) { m.tell(meterMessages, 2, say) }
 func (m *Meter) verdicts(say say) { m.tell(meterVerdicts, 4, say) }
 func (m *Meter) seconds(say say)  { m.tell(meterSeconds, 1, say) }

@@ -66,6 +66,8 @@ func TestMetrics(t *testing.T) {
 	r.meter.Observe("mx", reply.OK, nil)
 	r.meter.Observe("mx", reply.Reply{}, nil)
 	r.meter.Observe("m\xff", reply.Deferred, nil)
+	r.meter.ObserveRemote("remote", "handed_on")
+	r.meter.ObserveRemote("remote", "handed_on")
 	r.send("a@b.example", "ok@c.example", "later@c.example")
 	r.submit(queue.Submission{Envelope: envelope.To("", "held@here.example"), Hold: &store.Hold{Reason: "x"}}, "\n")
 	r.queue.Start()
@@ -110,6 +112,7 @@ func TestMetrics(t *testing.T) {
 		`postern_info{version="1.2"}`: 1, `postern_config_generation`: 3, `postern_entrance_sessions{entrance="mx"}`: 4,
 		`postern_messages_total{answer="refused",entrance="mx"}`: 1, `postern_messages_total{answer="accepted",entrance="mx"}`: 1,
 		`postern_messages_total{answer="none",entrance="mx"}`: 1, `postern_messages_total{answer="deferred",entrance="m?"}`: 1,
+		`postern_remote_calls_total{entrance="remote",result="handed_on"}`:                              2,
 		`postern_filter_verdicts_total{filter="score",mode="enforce",stage="message",verdict="reject"}`: 1,
 		`postern_filter_verdicts_total{filter="clamav",mode="shadow",stage="message",verdict="reject"}`: 1,
 		`postern_filter_verdicts_total{filter="dnsbl",mode="enforce",stage="connect",verdict="error"}`:  1,

@@ -1,6 +1,8 @@
 package config
 
 import (
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/postern-mta/postern/pipeline"
@@ -47,6 +49,11 @@ var (
 // deliverySlack is how much longer than its filters a delivery may take: RFC
 // 5321 §4.5.3.2 allows ten minutes after the dot, and much before it.
 const deliverySlack = time.Hour
+
+// leastDelivery is how much longer it must at least be allowed to take: what is
+// broken off while a server thinks after the dot, for ten minutes at most, may
+// have been delivered, and will be again.
+const leastDelivery = 15 * time.Minute
 
 // checkPrograms tells the two sorts of shims apart, and looks where marks are
 // wanted.
@@ -95,12 +102,19 @@ func (l *loader) checkRemote(listen *Listen, path string) {
 		}
 		listen.ours = rule
 	}
+	l.checkRemoteSlow(listen, path)
+}
+
+func (l *loader) checkRemoteSlow(listen *Listen, path string) {
 	deadline := l.chainOptions(DeliveryChain).Deadline
 	if !l.written(path + ".slow") {
 		listen.Slow = deadline + slack
 		if listen.Next == NextDeliver {
 			listen.Slow = deadline + deliverySlack
 		}
+	}
+	if least := deadline + leastDelivery; listen.Next == NextDeliver && !l.bad[path+".slow"] && listen.Slow > deadline && listen.Slow < least {
+		l.add(l.at(path+".slow"), "%s.slow = %s: a delivery by ourselves needs %s at least, the deadline of the chain %s, %s, and %s for the server: what is broken off after the message was sent may arrive twice", path, formatDuration(listen.Slow), formatDuration(least), DeliveryChain, formatDuration(deadline), formatDuration(leastDelivery))
 	}
 	if most := wire.TotalWait * time.Millisecond; !l.bad[path+".slow"] && (listen.Slow <= deadline || listen.Slow > most) {
 		l.add(l.at(path+".slow"), "%s.slow = %s: it must be longer than the deadline of the chain %s, %s, and at most %s", path, formatDuration(listen.Slow), DeliveryChain, formatDuration(deadline), formatDuration(most))
@@ -116,6 +130,8 @@ func (l *loader) checkRemoteNext(listen *Listen, path string) {
 		l.add(at, "%s is missing: write the path of the site's own qmail-remote, like \"/var/qmail/bin/qmail-remote.orig\", or %q to deliver by ourselves", key, NextDeliver)
 	case listen.Next == NextQueue || listen.Next == NextDiscard:
 		l.add(at, "%s = %q: what qmail-remote sends is in a queue already; write the path of the site's own qmail-remote, or %q", key, listen.Next, NextDeliver)
+	case strings.HasPrefix(filepath.Base(listen.Next), programQueue):
+		l.add(at, "%s = %q: that is a qmail-queue, and its exit code would bounce all mail; write the path of the site's own qmail-remote, or %q", key, listen.Next, NextDeliver)
 	default:
 		l.nextProgram(listen, key, NextDeliver)
 	}
