@@ -31,6 +31,7 @@ type watched[T any] struct {
 	close func(T) error
 
 	checked atomic.Int64 // when, in nanoseconds of the clock
+	looking sync.Mutex   // held by the one who looks: two could put an older file in the place of a newer one
 	mu      sync.RWMutex // held for reading while current is used
 	current T
 	info    fs.FileInfo // of current, or of what was no use
@@ -82,6 +83,10 @@ func (w *watched[T]) look() {
 	if now-last < int64(recheck) && now >= last || !w.checked.CompareAndSwap(last, now) {
 		return
 	}
+	if !w.looking.TryLock() {
+		return
+	}
+	defer w.looking.Unlock()
 	info, err := os.Stat(w.path)
 	w.mu.RLock()
 	same := w.same(info, err)
