@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -105,15 +106,25 @@ func (l *AddressList) Len() int {
 // Match says which line an address is on, as that line is written. The empty address, that of bounces, is on none, as in
 // qmail and in qregex. A list of patterns takes time in proportion to their number and to the address.
 func (l *AddressList) Match(address string) (line string, ok bool) {
-	if l == nil || address == "" {
+	return l.MatchAny([]string{address})
+}
+
+// MatchAny is Match for an address that can be written in several forms: it is on a line that one of them is on, but on none
+// if one of them is an exception, and on a negated line only if the expression is found in none of them.
+func (l *AddressList) MatchAny(forms []string) (line string, ok bool) {
+	if l == nil || slices.Contains(forms, "") {
 		return "", false
 	}
-	if _, except := lookUpAddress(l.exceptions, address); except {
-		return "", false
+	for _, address := range forms {
+		if _, except := lookUpAddress(l.exceptions, address); except {
+			return "", false
+		}
+		if !ok {
+			line, ok = lookUpAddress(l.exact, address)
+		}
 	}
-	line, ok = lookUpAddress(l.exact, address)
 	for _, g := range l.globs {
-		if (g.exception || !ok) && globMatch(g.pattern, address) {
+		if (g.exception || !ok) && slices.ContainsFunc(forms, func(address string) bool { return globMatch(g.pattern, address) }) {
 			if g.exception {
 				return "", false
 			}
@@ -123,9 +134,12 @@ func (l *AddressList) Match(address string) (line string, ok bool) {
 	if len(l.regexes) == 0 || ok {
 		return line, ok
 	}
-	wide := widen(address)
+	wide := make([]string, len(forms))
+	for i, address := range forms {
+		wide[i] = widen(address)
+	}
 	for _, r := range l.regexes {
-		if r.re.MatchString(wide) != r.negate {
+		if slices.ContainsFunc(wide, r.re.MatchString) != r.negate {
 			return r.line, true
 		}
 	}

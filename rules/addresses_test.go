@@ -82,6 +82,32 @@ func TestAddressListRegexes(t *testing.T) {
 	}
 }
 
+// An address with a host of two names is on a list by either, unless an exception knows one of them.
+func TestAddressListForms(t *testing.T) {
+	globs := addressList(t, rules.Globs, "@b.example\n*@c.example\n!ok@a.example\n!fine-*@a.example\n")
+	regexes := addressList(t, rules.Regexes, "^bad@c\n!@(a|x)\\.example$\n")
+	for _, test := range []struct {
+		list  *rules.AddressList
+		forms []string
+		want  string
+	}{
+		{globs, []string{"x@a.example", "x@b.example"}, "@b.example"},
+		{globs, []string{"x@a.example", "x@c.example"}, "*@c.example"},
+		{globs, []string{"ok@b.example", "ok@a.example"}, ""},
+		{globs, []string{"ok@a.example", "ok@c.example"}, ""},
+		{globs, []string{"fine-1@b.example", "fine-1@a.example"}, ""},
+		{globs, nil, ""},
+		{globs, []string{""}, ""},
+		{regexes, []string{"x@b.example", "x@a.example"}, ""},
+		{regexes, []string{"x@b.example", "x@d.example"}, `!@(a|x)\.example$`},
+		{regexes, []string{"bad@a.example", "bad@c.example"}, "^bad@c"},
+	} {
+		if line, ok := test.list.MatchAny(test.forms); line != test.want || ok != (test.want != "") {
+			t.Errorf("%q: %q, %t; want %q", test.forms, line, ok, test.want)
+		}
+	}
+}
+
 func TestAddressListErrors(t *testing.T) {
 	for _, test := range []struct {
 		dialect    rules.Dialect

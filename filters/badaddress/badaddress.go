@@ -20,7 +20,8 @@
 // is written in ASCII (xn--) or in Unicode. With dialect =
 // "regexes" an entry is a POSIX extended regular expression that is found
 // anywhere in the address, and one that begins with ! refuses the addresses in
-// which it is not found, as in the qregex patch.
+// which it is not found, as in the qregex patch. One that is found in every address
+// is a mistake.
 //
 // Where none of the four lists is written, they are control/badmailfrom and
 // control/badrcptto, those that there are.
@@ -227,8 +228,26 @@ func checkEntry(e string, dialect rules.Dialect) error {
 		return fmt.Errorf("%q is no address: write user@example.org, @example.org, or a pattern with * or ?", reply.Clean(e, 80))
 	case !envelope.ValidBytes(e):
 		return errors.New("it holds a control character")
+	case dialect == rules.Regexes:
+		return checkRegex(e)
 	}
 	return nil
+}
+
+// checkRegex refuses an expression that is found in every address, as one is that
+// has come to be empty behind a bar: nobody could write any more. One that is
+// negated has meant to refuse much.
+func checkRegex(e string) error {
+	l, err := rules.NewAddressList([]rules.Line{{No: 1, Text: e}}, rules.Regexes)
+	if err != nil || strings.HasPrefix(e, "!") {
+		return err
+	}
+	for _, probe := range [...]string{"\x7f", "\x7f@\x7f"} { // no address that there is
+		if _, found := l.Match(probe); !found {
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is found in every address: write one that is found in those to refuse", reply.Clean(e, 80))
 }
 
 // open reads the files.
@@ -261,7 +280,15 @@ func openList(log *slog.Logger, now func() time.Time, path string, dialect rules
 		}
 		log.Info("a list of addresses was read", "file", path)
 	}}
-	return rules.OpenLineFile(path, maxFile, o, func(lines []rules.Line) (*rules.AddressList, error) { return rules.NewAddressList(lines, dialect) })
+	return rules.OpenLineFile(path, maxFile, o, func(lines []rules.Line) (*rules.AddressList, error) {
+		l, err := rules.NewAddressList(lines, dialect)
+		for i := 0; err == nil && dialect == rules.Regexes && i < len(lines); i++ {
+			if err = checkRegex(lines[i].Text); err != nil {
+				err = fmt.Errorf("line %d: %w", lines[i].No, err)
+			}
+		}
+		return l, err
+	})
 }
 
 // keyError is an error that knows the key of the configuration it is about, so
@@ -320,12 +347,10 @@ func (s *side) judge(address string) pipeline.Verdict {
 		if l.file != nil {
 			entries, where = l.file.Get(), l.name
 		}
-		for _, form := range forms {
-			if line, ok := entries.Match(form); ok {
-				v := s.verdict
-				v.Reason = fmt.Sprintf("%s has %q", where, reply.Clean(line, 200))
-				return v
-			}
+		if line, ok := entries.MatchAny(forms); ok {
+			v := s.verdict
+			v.Reason = fmt.Sprintf("%s has %q", where, reply.Clean(line, 200))
+			return v
 		}
 	}
 	return pipeline.Verdict{}

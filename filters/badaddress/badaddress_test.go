@@ -19,7 +19,7 @@ import (
 func TestSuite(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "badmailfrom")
-	if err := os.WriteFile(file, []byte("# as qmail has it\n@File.example\none@two.example  \n!good@file.example\n"), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte("# as qmail has it\n@File.example\none@two.example  \n!good@file.example\n@m\u00fcll.example\n!good@xn--mll-hoa.example\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	const config = "senders = [\"bad@example.net\", \"@Spam.example\", \"*-return@*.list.example\", \"!me@spam.example\", \"!ok@file.example\", \"@b\u00fccher.example\"]\nrecipients = [\"gone@example.org\"]\n"
@@ -48,6 +48,8 @@ func TestSuite(t *testing.T) {
 			passes("an exception", "me@spam.example", "excepted by !me@spam.example"),
 			passes("an exception from the file", "OK@file.example", "excepted by !ok@file.example"),
 			passes("an exception of the file", "good@file.example", ""),
+			passes("an exception in ASCII", "good@m\u00fcll.example", ""),
+			passes("an exception in ASCII, from there", "good@xn--mll-hoa.example.", ""),
 			passes("from nobody", "", ""),
 			passes("a comment", "# as qmail has it", ""),
 			{
@@ -78,6 +80,10 @@ func TestConfiguration(t *testing.T) {
 	if err := os.WriteFile(broken, []byte("a@b\n!\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	every := filepath.Join(dir, "every")
+	if err := os.WriteFile(every, []byte("@spam\n.*\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for name, c := range map[string]struct {
 		o         Options
 		key, want string
@@ -90,6 +96,8 @@ func TestConfiguration(t *testing.T) {
 		"empty":           {Options{Recipients: []string{""}}, "recipients[0]", "empty"},
 		"only a mark":     {Options{Recipients: []string{"!"}}, "recipients[0]", "missing behind the !"},
 		"bad regex":       {Options{Senders: []string{"a(b"}, Dialect: regexes}, "senders[0]", "missing"},
+		"every address":   {Options{Recipients: []string{"!x", "^$", "spam|"}, Dialect: regexes}, "recipients[2]", "found in every address"},
+		"every one again": {Options{SenderFiles: []string{every}, Dialect: regexes}, "sender_files[0]", "line 2: \".*\" is found in every address"},
 		"control":         {Options{Senders: []string{"a@b\x01"}}, "senders[0]", "control character"},
 		"text":            {Options{Senders: []string{"a@b"}, SenderText: "a\nb"}, "sender_text", "one line"},
 		"relative":        {Options{SenderFiles: []string{"badmailfrom"}}, "sender_files[0]", "no absolute path"},
