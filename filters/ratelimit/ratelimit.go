@@ -197,8 +197,8 @@ func (f *Filter) Open(context.Context, *pipeline.Session) (pipeline.Instance, er
 // instance is the filter at work on one session.
 type instance struct {
 	filter *Filter
-	// asked is set once the sender was judged, whole if all recipients were known
-	// then, as by a shim: the message stage judges them together.
+	// asked is set once the sender was judged, or a recipient; whole if all recipients
+	// were known then, as by a shim: the message stage judges them together.
 	asked, whole bool
 }
 
@@ -244,14 +244,14 @@ func (i *instance) Sender(ctx context.Context, tx *pipeline.Transaction) (pipeli
 
 // Recipient says whether there is room for one more.
 func (i *instance) Recipient(ctx context.Context, tx *pipeline.Transaction, r envelope.Recipient) (pipeline.Verdict, error) {
+	if !i.asked { // a rule about recipients has kept the filter from hearing of the sender
+		i.asked, i.whole = true, slices.ContainsFunc(tx.Envelope.Recipients, func(known envelope.Recipient) bool { return known.Address == r.Address })
+	}
 	if i.whole {
 		return pipeline.Verdict{}, nil
 	}
 	f := i.filter
-	n := len(tx.Envelope.Recipients)
-	if i.asked || n == 0 {
-		n++ // else this one may be among them
-	}
+	n := len(tx.Envelope.Recipients) + 1
 	own := *tx
 	own.Envelope.Recipients, own.Active = []envelope.Recipient{r}, []int{0}
 	facts := pipeline.FactsAt(&own, message.Message{})

@@ -18,6 +18,7 @@ import (
 	"github.com/postern-mta/postern/pipeline/filtertest"
 	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/state"
+	"github.com/postern-mta/postern/rules"
 )
 
 // The suite that every filter passes. Of a limit that is not used up nothing
@@ -103,6 +104,7 @@ type rig struct {
 	store *state.Store
 	clock time.Time
 	fs    vfs.FS
+	when  *rules.Rule // of the filter; nil: none
 }
 
 func newRig(t testing.TB, limits ...Limit) *rig {
@@ -129,7 +131,7 @@ func (r *rig) open(limits ...Limit) {
 	if r.f, err = New(pipeline.Env{State: s.Space(Name), Now: now}, Options{Limits: limits}); err != nil {
 		r.t.Fatal(err)
 	}
-	if r.chain, err = pipeline.NewChain("inbound", []pipeline.Step{{Name: Name, Filter: r.f, OnError: pipeline.ErrorDefers}}, pipeline.ChainOptions{}); err != nil {
+	if r.chain, err = pipeline.NewChain("inbound", []pipeline.Step{{Name: Name, Filter: r.f, OnError: pipeline.ErrorDefers, When: r.when}}, pipeline.ChainOptions{}); err != nil {
 		r.t.Fatal(err)
 	}
 	chain := r.chain
@@ -264,6 +266,29 @@ func TestBySMTP(t *testing.T) {
 	r.want("451 4.7.1 too many attempts, please try again in ", o.mail("a@example.net"))
 	r.clock = r.clock.Add(62 * time.Second)
 	r.want("250 ", o.mail("a@example.net"))
+}
+
+// A filter with a rule about recipients does not hear of the sender; the limits are
+// the same.
+func TestRuleAboutRecipients(t *testing.T) {
+	limit := Limit{By: "client", Recipients: 2, Per: time.Hour}
+	r := newRig(t, limit)
+	var err error
+	if r.when, err = rules.Compile(pipeline.Facts(), `not ("x@example.org" in recipients)`); err != nil {
+		t.Fatal(err)
+	}
+	r.open(limit)
+	c := r.dial(session("192.0.2.7"))
+	for range 2 {
+		r.want("250 ", c.mail("a@example.net"))
+		r.want("250 ", c.rcpt("r@example.org"))
+		r.want("250 ", c.rcpt("s@example.org"))
+		r.want("452 4.5.3 too many recipients", c.rcpt("t@example.org"))
+		r.want("250 ", c.data(100))
+		r.clock = r.clock.Add(2 * time.Hour)
+	}
+	r.want("554 5.7.1 too many recipients at once", r.shim(session("192.0.2.7"), "a@example.net", 100, "r@example.org", "s@example.org", "t@example.org"))
+	r.want("250 ", r.shim(session("192.0.2.7"), "a@example.net", 100, "r@example.org", "s@example.org"))
 }
 
 // rcptOf is what another session's recipient hears.

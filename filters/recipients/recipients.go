@@ -47,6 +47,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/postern-mta/postern/pipeline"
@@ -189,19 +190,19 @@ func (f *Filter) Open(context.Context, *pipeline.Session) (pipeline.Instance, er
 type instance struct {
 	filter *Filter
 	// coming is set while recipients come one by one, as by SMTP; else the message
-	// stage counts them.
-	coming bool
+	// stage counts them. It says something once asked is set.
+	asked, coming bool
 }
 
 // Close does nothing.
 func (*instance) Close() error { return nil }
 
 // Reset forgets the transaction.
-func (i *instance) Reset() { i.coming = false }
+func (i *instance) Reset() { i.asked, i.coming = false, false }
 
 // Sender only looks how recipients will come: a shim knows them all already.
 func (i *instance) Sender(_ context.Context, tx *pipeline.Transaction) (pipeline.Verdict, error) {
-	i.coming = len(tx.Envelope.Recipients) == 0
+	i.asked, i.coming = true, len(tx.Envelope.Recipients) == 0
 	return pipeline.Verdict{}, nil
 }
 
@@ -214,7 +215,10 @@ func (f *Filter) limit(s *pipeline.Session) int {
 }
 
 // Recipient says whether one more may come.
-func (i *instance) Recipient(_ context.Context, tx *pipeline.Transaction, _ envelope.Recipient) (pipeline.Verdict, error) {
+func (i *instance) Recipient(_ context.Context, tx *pipeline.Transaction, r envelope.Recipient) (pipeline.Verdict, error) {
+	if !i.asked { // a rule about recipients has kept the filter from hearing of the sender
+		i.asked, i.coming = true, !slices.ContainsFunc(tx.Envelope.Recipients, func(known envelope.Recipient) bool { return known.Address == r.Address })
+	}
 	most, n := i.filter.limit(tx.Session), len(tx.Envelope.Recipients)
 	if !i.coming || most == 0 || n < most {
 		return pipeline.Verdict{}, nil
@@ -314,8 +318,11 @@ func namedIn(h message.Head) map[string]bool {
 				continue
 			}
 			for word := range strings.FieldsFuncSeq(strings.ToLower(f.Value()), isBreak) {
-				if word = strings.TrimSuffix(strings.TrimPrefix(word, "mailto:"), "."); strings.Contains(word, "@") {
-					named[word] = true
+				_, rest, _ := strings.Cut(word, ":") // behind a group's name, or mailto
+				for _, w := range [...]string{word, strings.Trim(word, `"'`), rest} {
+					if w = strings.TrimSuffix(w, "."); strings.Contains(w, "@") {
+						named[w] = true
+					}
 				}
 			}
 		}
@@ -323,8 +330,8 @@ func namedIn(h message.Head) map[string]bool {
 	return named
 }
 
-// isBreak reports whether a character ends a word; ':' ends a group's name, but
-// may stand in a quoted local part, which is compared with its quotes.
+// isBreak reports whether a character ends a word. ':' ends a group's name, but may
+// stand in a quoted local part, which is compared with its quotes.
 func isBreak(c rune) bool {
 	return strings.ContainsRune(" \t\r\n,;<>()[]", c)
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/postern-mta/postern/pipeline/envelope"
 	"github.com/postern-mta/postern/pipeline/filtertest"
 	"github.com/postern-mta/postern/pipeline/message"
+	"github.com/postern-mta/postern/rules"
 )
 
 // stranger is one who knows which domain is ours.
@@ -37,6 +38,9 @@ func TestSuite(t *testing.T) {
 			{Name: "any number", Config: "most_own = 1\n", From: "a@example.net", To: three},
 			{Name: "in To", Config: refuse, From: "a@example.net", Message: named("To: Someone <R@Example.ORG>\n")},
 			{Name: "in Cc, folded, in a group", Config: refuse, From: "a@example.net", Message: named("cc: friends: x@y,\n r@example.org;\n")},
+			{Name: "in a group without blanks", Config: refuse, From: "a@example.net", Message: named("To: friends:r@example.org;\n")},
+			{Name: "in quotes", Config: refuse, From: "a@example.net", Message: named("To: \"r@example.org\" <x@y>\n")},
+			{Name: "a link", Config: refuse, From: "a@example.net", Message: named("To: <mailto:r@example.org>\n")},
 			{Name: "in a comment", Config: refuse, From: "a@example.net", Message: named("To: undisclosed (r@example.org)\n")},
 			{Name: "resent", Config: refuse, From: "a@example.net", Message: named("To: x@y\nResent-To: r@example.org\n")},
 			{
@@ -89,34 +93,47 @@ func TestBySMTP(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		chain, err := pipeline.NewChain("inbound", []pipeline.Step{{Name: Name, Filter: f}}, pipeline.ChainOptions{})
-		if err != nil {
-			t.Fatal(err)
+		for _, when := range []string{"true", `not ("x@example.org" in recipients)`} { // about the latter the sender is not asked
+			sendThree(t, f, when, want)
 		}
-		j := chain.Begin()
-		ctx := context.Background()
-		for range 3 {
-			tx := &pipeline.Transaction{ID: "1", Session: stranger(), Envelope: envelope.Envelope{Sender: "a@example.net"}}
-			j.Sender(ctx, tx)
-			for n, to := range []string{"r@example.org", "s@example.org", "t@example.org", "u@example.org"} {
-				fate := j.Recipient(ctx, tx, envelope.Recipient{Address: to})
-				if (fate.Action == pipeline.Continue) != (n < 2) || n >= 2 && fate.Reply.SMTP() != want {
-					t.Errorf("%s: recipient %d: %v %s", over, n, fate.Action, fate.Reply.SMTP())
-				}
-				if fate.Action == pipeline.Continue {
-					tx.Envelope.Recipients = append(tx.Envelope.Recipients, envelope.Recipient{Address: to})
-				}
+	}
+}
+
+// sendThree sends three messages to four recipients each; two may come, and the
+// others hear want.
+func sendThree(t *testing.T, f *Filter, when, want string) {
+	t.Helper()
+	rule, err := rules.Compile(pipeline.Facts(), when)
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain, err := pipeline.NewChain("inbound", []pipeline.Step{{Name: Name, Filter: f, When: rule}}, pipeline.ChainOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer chain.Close()
+	j := chain.Begin()
+	defer j.Close()
+	ctx := context.Background()
+	for range 3 {
+		tx := &pipeline.Transaction{ID: "1", Session: stranger(), Envelope: envelope.Envelope{Sender: "a@example.net"}}
+		j.Sender(ctx, tx)
+		for n, to := range []string{"r@example.org", "s@example.org", "t@example.org", "u@example.org"} {
+			fate := j.Recipient(ctx, tx, envelope.Recipient{Address: to})
+			if (fate.Action == pipeline.Continue) != (n < 2) || n >= 2 && fate.Reply.SMTP() != want {
+				t.Errorf("%s: recipient %d: %v %s", when, n, fate.Action, fate.Reply.SMTP())
 			}
-			m := message.FromString("Subject: x\n\nx\n")
-			o := j.Message(ctx, tx, m)
-			if o.Reply.SMTP()[:3] != "250" || len(o.Outgoing) != 1 || len(o.Outgoing[0].Envelope.Recipients) != 2 {
-				t.Errorf("%s: %v", over, o.Reply)
+			if fate.Action == pipeline.Continue {
+				tx.Envelope.Recipients = append(tx.Envelope.Recipients, envelope.Recipient{Address: to})
 			}
-			o.Release()
-			j.Reset()
 		}
-		j.Close()
-		chain.Close()
+		m := message.FromString("Subject: x\n\nx\n")
+		o := j.Message(ctx, tx, m)
+		if o.Reply.SMTP()[:3] != "250" || len(o.Outgoing) != 1 || len(o.Outgoing[0].Envelope.Recipients) != 2 {
+			t.Errorf("%s: %v", when, o.Reply)
+		}
+		o.Release()
+		j.Reset()
 	}
 }
 
