@@ -286,6 +286,11 @@ func (o *Options) deeds() (map[string]deed, error) {
 		return nil, keyError{"custom", fmt.Errorf("more than %d actions", maxCustom)}
 	}
 	for word, is := range o.Custom {
+		for _, a := range o.Action.named() {
+			if a.word == word {
+				return nil, keyError{"custom." + word, fmt.Errorf("it is no action of your own: write %s under \"action\"", a.key)}
+			}
+		}
 		if err := add(word, "custom."+word, is); err != nil {
 			return nil, err
 		}

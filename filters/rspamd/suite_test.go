@@ -131,6 +131,7 @@ func TestConfig(t *testing.T) {
 		`password_file = "/dev/null"`:       "password_file",
 		"[action]\nreject = \"kill\"":       "action.reject",
 		"[custom]\nphish = \"eat\"":         "custom.phish",
+		"[custom]\nreject = \"pass\"":       "custom.reject",
 		`fields = "x"`:                      "fields",
 	} {
 		_, err := Kind().New(filtertest.Env(t), filtertest.Decode(config))
