@@ -14,7 +14,10 @@ import (
 
 // ErrChanged is the error about a held message that is not any more as it was
 // looked at: released, tried, held for something else.
-var ErrChanged = errors.New("the message has changed meanwhile")
+var ErrChanged = errors.New("the message has changed meanwhile: look at it and try again")
+
+// errFlying is the ErrChanged of a message that is being delivered.
+var errFlying = fmt.Errorf("a delivery that was begun before it was held is going on, try again when that has ended: %w", ErrChanged)
 
 // errOwes is the error about a message that must stay as it is, because it says
 // what its sender is to be told.
@@ -40,6 +43,10 @@ func (q *Queue) Replace(ctx context.Context, was *View, all []Submission, by str
 		return nil, reply.With(reply.Trouble, store.ErrClosed)
 	}
 	b := &store.Batch{Removes: []store.ID{was.ID}}
+	all = slices.Clone(all)
+	for i := range all {
+		all[i].bounce = was.Bounce // a report stays one
+	}
 	ids, err := q.puts(b, all)
 	if err != nil {
 		return nil, err
@@ -81,6 +88,12 @@ func (q *Queue) Rehold(ctx context.Context, was *View, h store.Hold, by string) 
 	return err
 }
 
+// Exchangeable is nil if Replace could take a held message, which must be as was
+// shows it, and else Replace's error. It changes nothing.
+func (q *Queue) Exchangeable(ctx context.Context, was *View) error {
+	return q.exchange(ctx, was, func(*track) error { return nil })
+}
+
 // exchange makes a change of a held message while nobody else writes about it,
 // if it is as it was looked at, and nothing is going on with it. No failure that
 // its sender was not told of gets lost with it.
@@ -100,7 +113,7 @@ func (q *Queue) exchange(ctx context.Context, was *View, change func(*track) err
 	err := q.scan(was.ID, func(e *store.Entry) error {
 		v := &View{}
 		v.set(q, e)
-		same = !flying && sameHold(v.Hold, was.Hold) &&
+		same = sameHold(v.Hold, was.Hold) &&
 			slices.EqualFunc(v.Recipients, was.Recipients, func(a, b Recipient) bool { return a.Address == b.Address && a.Status == b.Status })
 		owes = v.Bouncing()
 		return nil
@@ -108,6 +121,8 @@ func (q *Queue) exchange(ctx context.Context, was *View, change func(*track) err
 	switch {
 	case err != nil:
 		return err
+	case flying:
+		return errFlying
 	case !same:
 		return ErrChanged
 	case owes:

@@ -80,6 +80,28 @@ func TestReplace(t *testing.T) {
 	})
 }
 
+// TestReplaceReport: a report that is let go stays a report.
+func TestReplaceReport(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, r *rig) {
+		hold := &store.Hold{Reason: "no key", Filter: "sign", Since: time.Now()}
+		id := r.submitAll(Submission{Envelope: envelope.To("", "a@one.example"), Hold: hold, bounce: 1})[0]
+		v := r.show(id)
+		if err := r.Exchangeable(t.Context(), v); err != nil {
+			t.Error(err)
+		}
+		ids, err := r.Replace(t.Context(), v, []Submission{{Envelope: v.Envelope, Message: message.FromString("A: b\n\n"), Hold: hold}}, "me")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := r.show(ids[0]); got.Bounce != 1 {
+			t.Errorf("%+v", got)
+		}
+		if err := r.Exchangeable(t.Context(), v); !errors.Is(err, store.ErrNotFound) {
+			t.Error(err)
+		}
+	})
+}
+
 // TestReplaceChanged: a message that is not as it was looked at stays as it is.
 func TestReplaceChanged(t *testing.T) {
 	bubble(t, nil, func(t *testing.T, r *rig) {
@@ -140,7 +162,7 @@ func TestReplaceInFlight(t *testing.T) {
 			t.Fatal(err)
 		}
 		one := []Submission{{Envelope: envelope.To("s@far.example", "a@two.example"), Message: message.FromString("A: b\n\n")}}
-		if _, err := r.Replace(t.Context(), r.show(id), one, "me"); !errors.Is(err, ErrChanged) {
+		if _, err := r.Replace(t.Context(), r.show(id), one, "me"); !errors.Is(err, ErrChanged) || !errors.Is(err, errFlying) {
 			t.Error(err)
 		}
 		pass(2 * time.Minute)

@@ -35,6 +35,7 @@ type daemon struct {
 	engine   *engine // nil if nothing comes into our own queue
 	// quarantine is nil if there is no engine.
 	quarantine *quarantine
+	copies     sync.Map // *handoff.Kept by the names of entrances
 	modes      *pipeline.Modes
 	meter      *admin.Meter
 	chains     pipeline.Generations
@@ -242,7 +243,7 @@ func (d *daemon) stop(ctx context.Context) error {
 	}
 	all.Wait()
 	d.retired.Wait()
-	d.quarantine.stop()
+	d.quarantine.stop(ctx)
 	if d.engine != nil {
 		errs = append(errs, d.engine.close(ctx))
 		d.engine = nil
@@ -269,7 +270,7 @@ func (d *daemon) closeAll() error {
 	d.cancel()
 	d.retired.Wait()
 	d.serving.Wait()
-	d.quarantine.stop()
+	d.quarantine.stop(gone)
 	if d.engine != nil { // the daemon never came to serve
 		errs = append(errs, d.engine.close(context.Background()))
 	}

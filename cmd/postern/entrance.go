@@ -345,6 +345,7 @@ func (d *daemon) make(changes []change) {
 		}
 		e.server, e.kept, e.gate, e.settings, e.done = ch.server, ch.kept, ch.gate, ch.to, make(chan struct{})
 		d.entrances[ch.path] = e
+		d.copies.Store(ch.to.listen.Name, ch.kept)
 		d.serve(e.server, e.done)
 		d.log.Info("entrance open", "entrance", ch.to.listen.Name, "socket", e.address(), "chain", ch.to.listen.Chain, "local", ch.to.listen.Local, "next", ch.to.listen.Next)
 	}

@@ -33,37 +33,45 @@ type quarantine struct {
 	// kept holds the copies that an entrance's next program is to take; nil if
 	// there is none.
 	kept func(entrance string) *handoff.Kept
-	now  func() time.Time
-	log  *slog.Logger
+	// marks put the origin into what an entrance's next program is to have, as into
+	// the entrance's other mail; nil if that has none.
+	marks func(*config.Listen) (handoff.Marks, error)
+	now   func() time.Time
+	log   *slog.Logger
 	// memory is the file that says which summaries were written.
 	memory string
 	// nextTime is how long a next program may take for one message.
 	nextTime time.Duration
 
-	mu     sync.Mutex
-	busy   map[store.ID]bool // those that are being released
-	cancel context.CancelFunc
-	done   chan struct{}
+	mu       sync.Mutex
+	busy     map[store.ID]context.CancelFunc // those that are being released
+	stopping bool
+	running  sync.WaitGroup // one for each of busy
+	cancel   context.CancelFunc
+	done     chan struct{}
 }
 
 func (d *daemon) newQuarantine(c *config.Config) *quarantine {
 	return &quarantine{
-		queue: d.engine.queue, spool: d.engine.store, config: d.current.Load, chains: &d.chains, ours: d.ours, kept: d.keptOf, now: time.Now,
-		log: d.log, memory: filepath.Join(c.State, "quarantine-summary"), busy: map[store.ID]bool{},
+		queue: d.engine.queue, spool: d.engine.store, config: d.current.Load, chains: &d.chains, ours: d.ours, kept: d.keptOf, marks: d.marksOf, now: time.Now,
+		log: d.log, memory: filepath.Join(c.State, "quarantine-summary"), busy: map[store.ID]context.CancelFunc{},
 		nextTime: nextTime,
 	}
 }
 
-// keptOf are the kept copies of an entrance.
+// keptOf are the kept copies of an entrance. It does not wait for the daemon's
+// lock, which is held while the daemon stops.
 func (d *daemon) keptOf(name string) *handoff.Kept {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, e := range d.entrances {
-		if e.settings.listen.Name == name {
-			return e.kept
-		}
+	k, _ := d.copies.Load(name)
+	kept, _ := k.(*handoff.Kept)
+	return kept
+}
+
+func (d *daemon) marksOf(l *config.Listen) (handoff.Marks, error) {
+	if l == nil || !l.Marks() {
+		return nil, nil
 	}
-	return nil
+	return d.marker(d.current.Load())
 }
 
 // hasNext reports whether an entrance hands mail to another program.
@@ -158,10 +166,11 @@ func destinationOf(c *config.Config, o pipeline.Origin) destination {
 	return d
 }
 
-// elsewhere is admin.Daemon.Elsewhere.
+// elsewhere is admin.Daemon.Elsewhere. A message that owes its sender a report is
+// at home here: only our queue can make it.
 func (q *quarantine) elsewhere(v *queue.View) bool {
 	o, err := pipeline.DecodeOrigin(v.Origin)
-	return err == nil && admin.InQuarantine(v) && destinationOf(q.config(), o).next != ""
+	return err == nil && admin.InQuarantine(v) && !v.Bouncing() && destinationOf(q.config(), o).next != ""
 }
 
 // sessionOf is the session by which a message came, as far as its origin tells.
@@ -176,21 +185,31 @@ func (q *quarantine) sessionOf(o pipeline.Origin) *pipeline.Session {
 	return s
 }
 
-// begin notes that a message is being released; false: it is already.
-func (q *quarantine) begin(id store.ID) bool {
+// begin notes that a message is being released, until end. The context is over
+// when the daemon cannot wait any longer.
+func (q *quarantine) begin(ctx context.Context, id store.ID) (context.Context, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.busy[id] {
-		return false
+	switch {
+	case q.stopping:
+		return nil, errStopping
+	case q.busy[id] != nil:
+		return nil, errBusy
 	}
-	q.busy[id] = true
-	return true
+	ctx, q.busy[id] = context.WithCancel(ctx)
+	q.running.Add(1)
+	return ctx, nil
 }
 
 func (q *quarantine) end(id store.ID) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.busy[id]()
 	delete(q.busy, id)
+	q.running.Done()
 }
 
-var errBusy = errors.New("it is being released already")
+var (
+	errBusy     = errors.New("it is being released already")
+	errStopping = errors.New("the daemon is stopping: try again when it is there again")
+)

@@ -257,6 +257,9 @@ func printResult(b *strings.Builder, r *api.QuarantineResult, dry bool) {
 		fmt.Fprintf(b, ", with %d further from filters", r.Copies)
 	}
 	b.WriteString("\n")
+	if r.Warning != "" {
+		fmt.Fprintf(b, "    beware: %s\n", shown(r.Warning))
+	}
 	for _, h := range r.Held {
 		to := "<" + shown(h.Recipients[0]) + ">"
 		if n := h.Total; n > 1 {

@@ -46,13 +46,28 @@ func (q *quarantine) start() {
 	}()
 }
 
-// stop ends that. It may be called again, and of nil.
-func (q *quarantine) stop() {
-	if q == nil || q.cancel == nil {
+// stop ends that, and has no more messages released. What has begun may end until
+// ctx does: what the next program takes must be removed while there is a queue to
+// remove it from. It may be called again, and of nil.
+func (q *quarantine) stop(ctx context.Context) {
+	if q == nil {
 		return
 	}
-	q.cancel()
-	<-q.done
+	q.mu.Lock()
+	q.stopping = true
+	q.mu.Unlock()
+	if q.cancel != nil {
+		q.cancel()
+		<-q.done
+	}
+	defer context.AfterFunc(ctx, func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		for _, cancel := range q.busy {
+			cancel()
+		}
+	})()
+	q.running.Wait()
 }
 
 // sweep deletes what is in quarantine for longer than it is kept. Each message is
@@ -104,8 +119,15 @@ func (q *quarantine) summarize(ctx context.Context) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist): // the first one is due at the next hour of summaries
 		err = q.remember(remembered{Turn: turn})
-	case err == nil && last.Turn.After(now): // the clock was set back
-		last.Turn = turn
+	case err == nil && (last.Turn.After(now) || last.Told.After(now)): // the clock was set back
+		// What comes from now on was not told, whatever the clock had said. What was
+		// told since this hour is told again: too much is better than too little.
+		if last.Turn.After(now) {
+			last.Turn = turn
+		}
+		if last.Told.After(now) {
+			last.Told = now
+		}
 		err = q.remember(last)
 	case err == nil && last.Turn.Before(turn):
 		if err = q.summary(ctx, c, last.Told, now); err == nil {
@@ -176,7 +198,11 @@ func (q *quarantine) summary(ctx context.Context, c *config.Config, since, now t
 func (q *quarantine) send(ctx context.Context, c *config.Config, d *digest) error {
 	origin := ownOrigin()
 	if to := destinationOf(c, origin); to.next != "" {
-		return q.hand(ctx, to.next, envelope.To("", d.to), d.message())
+		m, err := q.marked(c, to, d.message(), origin)
+		if err != nil {
+			return err
+		}
+		return q.hand(ctx, to.next, envelope.To("", d.to), m)
 	}
 	subs, err := submissions([]pipeline.Outgoing{{Envelope: d.envelope(), Message: d.message(), Origin: origin}}, d.now)
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/postern-mta/postern/cmd/postern/config"
+	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/envelope"
 	"github.com/postern-mta/postern/pipeline/ingress/handoff"
 	"github.com/postern-mta/postern/pipeline/ingress/handoff/wire"
@@ -38,6 +39,12 @@ func (p *passage) handOn(ctx context.Context) (err error) {
 			}
 		}
 	}()
+	for i := range p.pass {
+		o := &p.pass[i]
+		if o.Message, err = p.q.marked(p.q.config(), p.to, o.Message, o.Origin); err != nil {
+			return err
+		}
+	}
 	if len(p.pass) > 1 {
 		kept := p.q.kept(p.to.entrance)
 		if kept == nil {
@@ -51,13 +58,19 @@ func (p *passage) handOn(ctx context.Context) (err error) {
 			copies = append(copies, h)
 		}
 	}
+	// The filters took their time. What somebody has deleted meanwhile stays so.
+	if err := p.q.queue.Exchangeable(ctx, p.view); err != nil {
+		return err
+	}
 	if err := p.q.hand(ctx, p.to.next, p.pass[0].Envelope, p.pass[0].Message); err != nil {
 		return fmt.Errorf("%s did not take it: %w", p.to.next, err)
 	}
-	if err := p.remove(ctx); err != nil {
+	// The program is responsible now, so this is done even if the daemon cannot wait.
+	if err := p.remove(context.WithoutCancel(ctx)); err != nil {
 		// It is there and here: once too often is better than never.
 		p.q.log.Error("the next program has taken a message that stays in quarantine; released again it will come twice", "id", p.view.ID.String(), "next", p.to.next, "error", err)
-		p.result.Held = nil
+		p.result.Held, p.result.Warning = nil, "it was taken by "+p.to.next+" and could not be removed from quarantine ("+reply.Clean(err.Error(), maxErrorLine)+
+			"): released again it comes twice; delete it when all its recipients have it"
 		p.why = "taken by " + p.to.next + ", but it could not be removed from quarantine: " + err.Error()
 	}
 	return nil
@@ -70,6 +83,22 @@ func (p *passage) remove(ctx context.Context) error {
 	}
 	_, err := p.q.queue.Delete(ctx, queue.Selection{IDs: []store.ID{p.view.ID}}, p.order.By)
 	return err
+}
+
+// marked is a message as the next program of an entrance is to have it: with its
+// origin in it, if the entrance's other mail has that.
+func (q *quarantine) marked(c *config.Config, to destination, m message.Message, o pipeline.Origin) (message.Message, error) {
+	if q.marks == nil {
+		return m, nil
+	}
+	marks, err := q.marks(c.Listen[to.entrance])
+	if err != nil || marks == nil {
+		return m, err
+	}
+	if m, err = marks.Put(m, o); err != nil {
+		return m, fmt.Errorf("marking: %w", err)
+	}
+	return m, nil
 }
 
 // hand runs a program as qmail-queue is run, as the configured user, in a group
@@ -104,8 +133,12 @@ func (q *quarantine) hand(ctx context.Context, program string, e envelope.Envelo
 	err = c.Run()
 	var exit *exec.ExitError
 	switch {
-	case ctx.Err() != nil:
+	case c.ProcessState != nil && c.ProcessState.Success(): // in the last moment, too
+		return nil
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return fmt.Errorf("no answer within %v", q.nextTime)
+	case ctx.Err() != nil:
+		return errStopping
 	case !errors.As(err, &exit):
 		return err
 	}

@@ -44,8 +44,9 @@ type passage struct {
 func (q *quarantine) release(ctx context.Context, v *queue.View, r *api.QuarantineRelease) api.QuarantineResult {
 	p := &passage{q: q, view: v, order: r, envelope: left(v)}
 	p.result = api.QuarantineResult{ID: v.ID.String(), Recipients: len(p.envelope.Recipients)}
-	if !q.begin(v.ID) {
-		p.result.Error = errBusy.Error()
+	ctx, err := q.begin(ctx, v.ID)
+	if err != nil {
+		p.result.Error = err.Error()
 		return p.result
 	}
 	defer q.end(v.ID)
@@ -78,6 +79,12 @@ func (p *passage) run(ctx context.Context) error {
 	}
 	p.to = destinationOf(p.q.config(), p.origin)
 	p.result.To = p.to.to()
+	if err := p.q.queue.Exchangeable(ctx, p.view); err != nil {
+		return err
+	}
+	if len(p.envelope.Recipients) == 0 {
+		return errNobodyLeft
+	}
 	if p.order.DryRun {
 		return p.rehearse()
 	}
@@ -89,6 +96,9 @@ func (p *passage) run(ctx context.Context) error {
 		p.pass = []pipeline.Outgoing{{Envelope: p.envelope, Message: p.message, Origin: p.marked(p.origin, "delivered without further filters", nil)}}
 		p.result.Gone = len(p.envelope.Recipients)
 		return p.settle(ctx)
+	}
+	if err := p.leaving(); err != nil {
+		return err
 	}
 	generation, chain, err := p.chain()
 	if err != nil {
@@ -110,12 +120,17 @@ func (p *passage) run(ctx context.Context) error {
 	return p.settle(ctx)
 }
 
+var errNobodyLeft = errors.New("it has no recipient left: postern quarantine delete removes it")
+
 // rehearse says which filters would be asked, and asks none: they might remember
 // it.
 func (p *passage) rehearse() error {
 	p.result.Gone = p.result.Recipients
 	if p.order.Deliver {
 		return nil
+	}
+	if err := p.leaving(); err != nil {
+		return err
 	}
 	generation, chain, err := p.chain()
 	if err != nil {
@@ -145,17 +160,32 @@ func (p *passage) chain() (*pipeline.Generation, *pipeline.Chain, error) {
 	return g, c, nil
 }
 
+// leaving refuses a message that a filter holds as it leaves: it has been through
+// the chain of its entrance, which must not have it again because a filter of the
+// same name stands there.
+func (p *passage) leaving() error {
+	tried := slices.ContainsFunc(p.view.Recipients, func(r queue.Recipient) bool { return r.Attempts > 0 })
+	if p.order.From != "" || !tried && !p.heldOnlyLeaving() {
+		return nil
+	}
+	return fmt.Errorf("the filter %s of the chain %s holds it as it leaves: when that filter is set right, --deliver has it leave again", p.view.Hold.Filter, config.DeliveryChain)
+}
+
+// heldOnlyLeaving reports whether the filter that holds it stands in the chain of
+// what leaves, and not in that of its entrance.
+func (p *passage) heldOnlyLeaving() bool {
+	chains := p.q.config().Chain
+	return slices.Contains(chains[config.DeliveryChain], p.view.Hold.Filter) && !slices.Contains(chains[p.to.chain], p.view.Hold.Filter)
+}
+
 // nowhere adds to an error about a filter that is not there what the operator
 // can do.
 func (p *passage) nowhere(err error) error {
 	if !errors.As(err, new(*pipeline.NoStepError)) {
 		return err
 	}
-	switch {
-	case p.order.From != "":
+	if p.order.From != "" {
 		return fmt.Errorf("%w; name one of these with --from", err)
-	case slices.Contains(p.q.config().Chain[config.DeliveryChain], p.view.Hold.Filter):
-		return fmt.Errorf("the filter %s of the chain %s holds it as it leaves: when that filter is set right, --deliver has it leave again", p.view.Hold.Filter, config.DeliveryChain)
 	}
 	return fmt.Errorf("the filter that holds it is gone: %w; say with --from which of them it goes on at, or --deliver it without any", err)
 }
@@ -266,9 +296,6 @@ func (p *passage) marked(o pipeline.Origin, what string, after pipeline.Trace) p
 // settle puts what the filters made of the message in its place.
 func (p *passage) settle(ctx context.Context) error {
 	if len(p.pass) == 0 && len(p.held) == 0 {
-		if len(p.stay.Recipients) == 0 {
-			return errors.New("it has no recipient left: postern quarantine delete removes it")
-		}
 		return p.q.queue.Rehold(ctx, p.view, p.again(), p.order.By)
 	}
 	if p.to.next != "" && len(p.pass) > 0 {

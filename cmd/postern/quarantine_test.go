@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
@@ -27,6 +28,7 @@ type quarantineRig struct {
 	*quarantine
 	t     *testing.T
 	c     *config.Config
+	store *queuetest.Memory
 	clock time.Time
 }
 
@@ -39,15 +41,16 @@ func newQuarantineRig(t *testing.T, text string) *quarantineRig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	memory := queuetest.NewMemory(nil)
 	q, err := queue.Open(queue.Options{
-		Store: queuetest.NewMemory(nil), Log: slog.New(slog.DiscardHandler), Host: "mx.example.org", Route: func(a string) (string, string) { return "out", envelope.Domain(a) },
+		Store: memory, Log: slog.New(slog.DiscardHandler), Host: "mx.example.org", Route: func(a string) (string, string) { return "out", envelope.Domain(a) },
 		Channels: []queue.Channel{{Name: "out", Exit: localExit{}}},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { q.Close(t.Context()) }) //nolint:errcheck // it was never started
-	r := &quarantineRig{t: t, c: c, clock: time.Date(2026, 11, 22, 15, 0, 0, 0, time.Local)}
+	r := &quarantineRig{t: t, c: c, store: memory, clock: time.Date(2026, 11, 22, 15, 0, 0, 0, time.Local)}
 	r.restart(filepath.Join(dir, "quarantine-summary"), q)
 	return r
 }
@@ -56,7 +59,7 @@ func newQuarantineRig(t *testing.T, text string) *quarantineRig {
 func (r *quarantineRig) restart(memory string, q *queue.Queue) {
 	r.quarantine = &quarantine{
 		queue: q, config: func() *config.Config { return r.c }, chains: &pipeline.Generations{}, now: func() time.Time { return r.clock },
-		log: slog.New(slog.DiscardHandler), memory: memory, busy: map[store.ID]bool{}, nextTime: 500 * time.Millisecond,
+		log: slog.New(slog.DiscardHandler), memory: memory, busy: map[store.ID]context.CancelFunc{}, nextTime: 500 * time.Millisecond,
 	}
 }
 
@@ -179,16 +182,42 @@ func TestQuarantineSummary(t *testing.T) {
 	r.clock = r.clock.AddDate(0, -1, 0) // the clock goes back, and on from there
 	look(2)
 	r.clock = r.clock.AddDate(0, 2, 0)
+	if text = look(3); !strings.Contains(text, "3 new, 3 in all") {
+		t.Errorf("after the clock went back:\n%s", text)
+	}
+	r.clock = r.clock.Add(time.Second)
 	for i := range maxListed + 50 {
 		r.add(fmt.Sprint("many ", i), scanned())
 	}
 	r.clock = r.clock.AddDate(0, 0, 1)
-	if text = look(3); !strings.Contains(text, "and 50 more: postern quarantine list") || strings.Count(text, "Subject: many") != maxListed {
+	if text = look(4); !strings.Contains(text, "and 50 more: postern quarantine list") || strings.Count(text, "Subject: many") != maxListed {
 		t.Errorf("a summary of %d bytes", len(text))
 	}
 	if origin, err := pipeline.DecodeOrigin(r.last().Origin); err != nil || origin.IsExternal() {
 		t.Errorf("%+v %v", origin, err)
 	}
+}
+
+// TestQuarantineSummaryAhead: a clock that was years ahead for a while does not
+// silence the summary until then.
+func TestQuarantineSummaryAhead(t *testing.T) {
+	r := newQuarantineRig(t, "[quarantine]\nsummary = \"pm@example.org\"\nsummary_hour = 7\n")
+	today := r.clock
+	look := func(at time.Time, want int) {
+		t.Helper()
+		r.clock = at
+		r.summarize(t.Context())
+		if _, all := r.there(); len(all) != want {
+			t.Fatalf("%v: %d summaries, not %d", at, len(all), want)
+		}
+	}
+	look(today, 0)
+	r.add("one", scanned())
+	look(today.AddDate(10, 0, 0), 1)
+	look(today, 1)
+	r.clock = today.Add(time.Minute)
+	r.add("two", scanned())
+	look(today.AddDate(0, 0, 1), 2)
 }
 
 // last is the last message of the queue.

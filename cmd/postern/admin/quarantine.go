@@ -168,7 +168,7 @@ const (
 // count adds one message's result.
 func count(a *api.QuarantineReleased, r api.QuarantineResult) {
 	switch {
-	case r.Gone > 0 && r.Gone == r.Recipients:
+	case r.Gone > 0 && r.Gone == r.Recipients && r.Warning == "":
 		a.Released++
 	case r.Gone > 0:
 		a.Partly++

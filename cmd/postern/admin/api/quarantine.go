@@ -14,7 +14,8 @@ type QuarantineRelease struct {
 type QuarantineReleased struct {
 	DryRun bool `json:"dry_run,omitempty"`
 	// Released are the messages that went on, all of whose recipients did, Partly
-	// those of which some recipients are held still, and Held the others.
+	// those of which some recipients are held still or that have a Warning, and
+	// Held the others.
 	Released int `json:"released"`
 	Partly   int `json:"partly"`
 	Held     int `json:"held"`
@@ -45,6 +46,9 @@ type QuarantineResult struct {
 	Copies int `json:"copies,omitempty"`
 	// Error says why nothing was done.
 	Error string `json:"error,omitempty"`
+	// Warning says what the operator must know of a message that went on: that it
+	// is in quarantine all the same, and would go on once more.
+	Warning string `json:"warning,omitempty"`
 	// Held are the reasons for which recipients are held still.
 	Held []QuarantineHeld `json:"held,omitempty"`
 	// Trace is what the filters said; of the first hundred messages only.
