@@ -37,8 +37,9 @@ func (d *daemon) equipRemote(c *config.Config, l *config.Listen, listener socket
 	out := &remoteWay{leave: departure{chains: &d.chains, log: d.log}, marks: marker, ours: l.OursRule(), entrance: l.Name, most: min(c.Limits.Recipients, wire.MaxReport/4)}
 	o := handoff.Options{
 		Log: d.log, Listener: unix, Trusted: append(remoteCallers(), ch.to.trusted...), Entrance: l.Name, Lines: &l.Lines, Slow: l.Slow,
-		// No bound but for the head: what is in a queue has been taken already.
-		Limits:      handoff.Limits{Head: int(c.Limits.Head), Fields: c.Limits.Fields},
+		// No bound but for the head, with room for what was put on top since: what is
+		// in a queue has been taken already.
+		Limits:      handoff.Limits{Head: int(c.Limits.Head) + roomOnTop, Fields: c.Limits.Fields + fieldsOnTop},
 		MaxSessions: max(c.Limits.Sessions, remoteSessions), Spool: d.spool,
 		Remote: &handoff.Remote{Indimail: l.Indimail(), Observe: d.meter.ObserveRemote},
 	}
@@ -57,6 +58,13 @@ func (d *daemon) equipRemote(c *config.Config, l *config.Listen, listener socket
 	ch.server = s
 	return nil
 }
+
+// What a message of the longest head may gain on its way through a queue: the
+// mark, and what a hundred hops add, in bytes and fields.
+const (
+	roomOnTop   = 64 << 10
+	fieldsOnTop = 1000
+)
 
 // remoteSessions is the least bound of calls of qmail-remote at a time: as many
 // as qmail-rspawn makes of them with the largest concurrencyremote that patches
