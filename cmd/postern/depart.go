@@ -10,6 +10,7 @@ import (
 	"github.com/postern-mta/postern/cmd/postern/config"
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/envelope"
+	origins "github.com/postern-mta/postern/pipeline/ingress/mark"
 	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/reply"
 	"github.com/postern-mta/postern/queue"
@@ -58,12 +59,23 @@ func (d departure) run(ctx context.Context, l leaving, host string, form message
 		return message.Message{}, reply.With(reply.Trouble, errors.New("no configuration is in force"))
 	}
 	defer g.Release() //nolint:errcheck // closing filters is logged by whoever replaced them
+	// A mark stands in what a user takes from a mailbox and sends on through our
+	// own queue. Whoever wrote that, it was not the user.
+	m, marked, err := origins.Strip(l.message)
+	if err != nil {
+		return message.Message{}, reply.With(reply.ReadError, err)
+	}
+	l.message = m
 	chain := g.Chain(config.DeliveryChain)
 	if chain == nil || !chain.JudgesAt(pipeline.AtDelivery) {
 		l.message.Body().Retain()
 		return l.message, nil
 	}
-	m, fate, trace := chain.Deliver(ctx, &pipeline.Delivery{ID: l.id, Envelope: l.envelope, Origin: l.origin(), Host: host, Form: form}, l.message)
+	origin := l.origin()
+	if marked {
+		origin.Standing, origin.User = pipeline.Stranger.String(), ""
+	}
+	m, fate, trace := chain.Deliver(ctx, &pipeline.Delivery{ID: l.id, Envelope: l.envelope, Origin: origin, Host: host, Form: form}, l.message)
 	name := l.id
 	if l.call != "" {
 		name = l.call

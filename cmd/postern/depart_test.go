@@ -39,16 +39,19 @@ func TestDeparture(t *testing.T) {
 	for name, c := range map[string]struct {
 		verdict pipeline.Verdict
 		origin  string
+		top     string
 		adds    string
 		want    string // the reply's code, "" for a message that leaves
 		held    bool
 	}{
-		"ours is signed":         {pipeline.Verdict{}, `{"standing":"local"}`, "X-Signed: example.org\n", "", false},
-		"a stranger's is not":    {pipeline.Verdict{}, `{"standing":"external"}`, "", "", false},
-		"unreadable, a stranger": {pipeline.Verdict{}, `{`, "", "", false},
-		"put off":                {pipeline.Verdict{Action: pipeline.Defer, Reason: "no key"}, `{}`, "", "451", false},
-		"given up":               {pipeline.Verdict{Action: pipeline.Reject}, `{}`, "", "554", false},
-		"held":                   {pipeline.Verdict{Action: pipeline.Quarantine, Reason: "odd"}, `{}`, "", "451", true},
+		"ours is signed":         {pipeline.Verdict{}, `{"standing":"local"}`, "", "X-Signed: example.org\n", "", false},
+		"a stranger's is not":    {pipeline.Verdict{}, `{"standing":"external"}`, "", "", "", false},
+		"unreadable, a stranger": {pipeline.Verdict{}, `{`, "", "", "", false},
+		"ours, with a mark":      {pipeline.Verdict{}, `{"standing":"auth","user":"ann@example.net"}`, "Received: x\nX-Postern-Origin: AAAA\n BBBB\n", "Received: x\n", "", false},
+		"local, with a mark":     {pipeline.Verdict{}, `{"standing":"local"}`, "X-Postern-Origin: AAAA\n", "", "", false},
+		"put off":                {pipeline.Verdict{Action: pipeline.Defer, Reason: "no key"}, `{}`, "", "", "451", false},
+		"given up":               {pipeline.Verdict{Action: pipeline.Reject}, `{}`, "", "", "554", false},
+		"held":                   {pipeline.Verdict{Action: pipeline.Quarantine, Reason: "odd"}, `{}`, "", "", "451", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			chain, err := pipeline.NewChain("delivery", []pipeline.Step{{Name: "leaver", Filter: leaver{c.verdict}}}, pipeline.ChainOptions{})
@@ -59,7 +62,7 @@ func TestDeparture(t *testing.T) {
 			if err := chains.Swap(pipeline.NewGeneration(1, chain)); err != nil {
 				t.Fatal(err)
 			}
-			m, err := message.Read(strings.NewReader("Subject: x\n\nbody\n"), message.Options{})
+			m, err := message.Read(strings.NewReader(c.top+"Subject: x\n\nbody\n"), message.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}

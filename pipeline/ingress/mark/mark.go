@@ -180,16 +180,12 @@ var (
 // what it holds; if there is one that does not, why says the reason. An error
 // means that the message could not be read. The body is not retained.
 func (k *Marker) Take(m message.Message) (out message.Message, origin *pipeline.Origin, why, err error) {
-	h := m.Head()
-	at := first(h)
-	if at < 0 {
-		return m, nil, nil, nil
-	}
-	bare, err := h.Edit(message.FieldEdit{Op: message.Remove, Name: FieldName})
-	if err != nil {
+	out, had, err := Strip(m)
+	if !had || err != nil {
 		return m, nil, nil, err
 	}
-	out = m.WithHead(bare)
+	h := m.Head()
+	at := first(h)
 	for i := range at {
 		if name := h.Field(i).Name(); !mayStandAbove(name) {
 			return out, nil, fmt.Errorf("below a field %.40q, which no mail system puts on top", name), nil
@@ -218,6 +214,19 @@ func (k *Marker) Take(m message.Message) (out message.Message, origin *pipeline.
 		return out, nil, errFuture, nil
 	}
 	return out, &c.Origin, nil, nil
+}
+
+// Strip is a message without its marks, for an exit that looks at none; had
+// tells whether there were any. The body is not retained.
+func Strip(m message.Message) (out message.Message, had bool, err error) {
+	h := m.Head()
+	if first(h) < 0 {
+		return m, false, nil
+	}
+	if h, err = h.Edit(message.FieldEdit{Op: message.Remove, Name: FieldName}); err != nil {
+		return m, true, err
+	}
+	return m.WithHead(h), true, nil
 }
 
 func unfold(value string) ([]byte, bool) {

@@ -153,6 +153,15 @@ func TestAllMarksGo(t *testing.T) {
 	}
 }
 
+func TestStrip(t *testing.T) {
+	k := newMarker(t, "k", when)
+	for text, want := range map[string]bool{mail: false, put(t, k, mail): true, FieldName + ": AAAA\n" + mail: true} {
+		if out, had, err := Strip(message.FromString(text)); had != want || err != nil || string(out.Bytes()) != mail {
+			t.Errorf("%.40q: %v, %v, %q", text, had, err, out.Bytes())
+		}
+	}
+}
+
 func TestLongOrigins(t *testing.T) {
 	k := newMarker(t, "k", when)
 	o := origin
