@@ -176,9 +176,10 @@ var queueChanges = [...]queueChange{
 	},
 	{
 		name: "release", did: "released", short: "Let held messages go",
-		long: `Let held messages go, whether an operator or a filter holds them: what a filter holds goes
-into the queue without any further filter, see postern quarantine release. Undeliverable
-messages that are held because their sender must not be told are tried again.`,
+		long: `Let held messages go that operators hold. What a filter holds is let go if it is named by
+its ID, and goes into the queue without any further filter; neither a rule nor --all
+chooses it, see postern quarantine release. Undeliverable messages that are held because
+their sender must not be told are tried again.`,
 	},
 	{
 		name: "delete", did: "deleted", short: "Remove messages for good",

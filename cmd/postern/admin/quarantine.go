@@ -198,20 +198,28 @@ func (d queueDoor) chosen(ctx context.Context, sel queue.Selection) ([]store.ID,
 	return ids, err
 }
 
-// withoutElsewhere takes out of a selection what is to go to another program.
-func (d queueDoor) withoutElsewhere(sel *queue.Selection) error {
-	if d.Elsewhere == nil {
-		return nil
-	}
+// withoutQuarantine takes out of a selection what the queue does not let go
+// without its being named: what filters hold, so that who means what operators
+// hold does not let viruses go; and what is to go to another program, which is an
+// error where it is named.
+func (d queueDoor) withoutQuarantine(sel *queue.Selection) error {
 	for _, id := range sel.IDs {
+		if d.Elsewhere == nil {
+			break
+		}
 		if v, err := d.Queue.Show(id); err == nil && v.Hold != nil && d.Elsewhere(v) {
 			return fmt.Errorf("%v goes to another program than our queue's exits when it is let go: use postern quarantine release", id)
 		}
 	}
-	match := sel.Match
+	match, named := sel.Match, sel.IDs != nil
 	if match == nil {
 		return nil
 	}
-	sel.Match = func(v *queue.View) bool { return !(v.Hold != nil && d.Elsewhere(v)) && match(v) }
+	sel.Match = func(v *queue.View) bool {
+		if InQuarantine(v) && (!named || d.Elsewhere != nil && d.Elsewhere(v)) {
+			return false
+		}
+		return match(v)
+	}
 	return nil
 }

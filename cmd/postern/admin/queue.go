@@ -259,7 +259,7 @@ func (d queueDoor) operate(w http.ResponseWriter, r *http.Request, op operation)
 		return nil, err
 	}
 	if strings.HasSuffix(r.URL.Path, "/release") {
-		if err := d.withoutElsewhere(&sel); err != nil {
+		if err := d.withoutQuarantine(&sel); err != nil {
 			return nil, err
 		}
 	}

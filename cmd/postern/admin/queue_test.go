@@ -278,6 +278,30 @@ func TestCount(t *testing.T) {
 	}
 }
 
+// TestReleaseQuarantined: what a filter holds is let go by its ID alone: neither
+// all nor a rule means it.
+func TestReleaseQuarantined(t *testing.T) {
+	r := newRig(t, nil)
+	virus := r.submit(queue.Submission{Envelope: envelope.To("z@b.example", "4@c.example"), Hold: &store.Hold{Filter: "clamav", Reason: "a virus"}}, "\n")
+	r.submit(queue.Submission{Envelope: envelope.To("z@b.example", "4@c.example"), Hold: &store.Hold{By: "joe", Reason: "odd"}}, "\n")
+	for _, k := range []struct {
+		s    api.QueueSelect
+		want int
+	}{
+		{api.QueueSelect{All: true, DryRun: true}, 1},
+		{api.QueueSelect{Match: "held"}, 1},
+		{api.QueueSelect{All: true}, 0},
+		{api.QueueSelect{Match: `hold_filter == "clamav"`}, 0},
+		{api.QueueSelect{IDs: []string{virus}, Match: `hold_filter == "none"`}, 0},
+		{api.QueueSelect{IDs: []string{virus}, Match: `hold_filter == "clamav"`, DryRun: true}, 1},
+		{api.QueueSelect{IDs: []string{virus}}, 1},
+	} {
+		if got, err := r.client.QueueChange(context.Background(), "release", k.s); err != nil || got.Messages != k.want {
+			t.Errorf("%+v: %+v %v", k.s, got, err)
+		}
+	}
+}
+
 func TestChange(t *testing.T) {
 	r := newRig(t, nil)
 	ctx := context.Background()
