@@ -44,6 +44,8 @@
 //
 //	+15,15:joe@example.org->ann@example.net
 //
+// "postern rewrite compile FILE CDB" makes one of a file.
+//
 // # Application
 //
 // Maps are asked in order, and the first that has an entry decides. What comes

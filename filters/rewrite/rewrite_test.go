@@ -254,3 +254,45 @@ func TestKindOfNothing(t *testing.T) {
 		t.Errorf("%v %v", f, err)
 	}
 }
+
+// What a file is made into rewrites as the file does.
+func TestRecords(t *testing.T) {
+	dir := t.TempDir()
+	file := write(t, filepath.Join(dir, "map"), "# ours\nSales@Example.org: ann@x.example,\n\tbob@x.example\njoe@ joe@x.example\n@old.example @example.org\n@.old.example @example.org\nbob@example.org bob$@x.example\n")
+	records, err := Records(file, false)
+	if err != nil || len(records) != 5 || records[4] != (rules.CDBRecord{Key: "sales@example.org", Value: "ann@x.example, bob@x.example"}) {
+		t.Fatalf("%q %v", records, err)
+	}
+	var b bytes.Buffer
+	if err := rules.WriteCDB(&b, records); err != nil {
+		t.Fatal(err)
+	}
+	isOurs := func(a string) bool { return strings.HasSuffix(a, "@example.org") }
+	var both []*Filter
+	for _, m := range []Map{{File: file}, {CDB: write(t, filepath.Join(dir, "map.cdb"), b.String())}} {
+		f, err := New(pipeline.Env{}, Options{Maps: []Map{m}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		both = append(both, f)
+	}
+	for _, a := range []string{"SALES+1@example.org", "joe@example.org", "joe@x.example", "sales@old.example", "x@y.old.example", "bob@example.org", "nobody@example.org"} {
+		one, _, err := both[0].expand(a, isOurs)
+		other, _, err2 := both[1].expand(a, isOurs)
+		if err != nil || err2 != nil || !slices.Equal(one, other) {
+			t.Errorf("%s: %q %v, %q %v", a, one, err, other, err2)
+		}
+	}
+	for text, want := range map[string]string{
+		"a@b c@d\n/x/ y@z\n\n/y/ z@z\n":               "map:2: a pattern cannot be in a cdb",
+		"a@b " + strings.Repeat("c@d,c@e,", 20) + "x": `map:1: "x" is no address`,
+	} {
+		if records, err := Records(write(t, file, text), false); err == nil || !strings.Contains(err.Error(), want) || len(records) > 0 {
+			t.Errorf("%v", err)
+		}
+	}
+	if _, err := Records(write(t, file, "a@b c@d, e@f\n"), true); err == nil || !strings.Contains(err.Error(), "one sender") {
+		t.Errorf("%v", err)
+	}
+}
