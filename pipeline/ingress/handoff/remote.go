@@ -31,16 +31,14 @@ type Remote struct {
 	// Deliver sends the message and gives the whole report, as qmail-remote.c
 	// writes it, of at most wire.MaxReport bytes.
 	Deliver func(context.Context, *Leaving) ([]byte, error)
-	// Observe hears of every call and its result, one of Results. It is called by
-	// many sessions at once and must be quick. It may be nil.
+	// Observe hears of every call and its result: delivered, deferred or failed as
+	// qmail-rspawn takes the report; handed_on to the next program, which reports;
+	// or none, if nobody heard of it because the caller went away or we stopped. It
+	// is called by many sessions at once and must be quick. It may be nil.
 	Observe func(entrance, result string)
 }
 
-// Results are the ways in which a call of a qmail-remote ends, as qmail-rspawn
-// takes the report: K, Z and D; handed on to the next program, which reports;
-// or nobody heard of it, because the caller went away or we stopped.
-var Results = [...]string{resultDelivered, resultDeferred, resultFailed, resultHandedOn, resultNone}
-
+// The results of a call; see Remote.Observe.
 const (
 	resultDelivered = "delivered"
 	resultDeferred  = "deferred"
@@ -320,7 +318,7 @@ func (n *session) logRemote() {
 	}
 }
 
-// result is one of Results.
+// result is how a call ended.
 func (r *record) result() string {
 	switch {
 	case r.next != nil && !r.next.known:
