@@ -168,8 +168,9 @@ must exit with 0.
 
 What a later filter refuses, puts off or discards stays in quarantine, with its reason, and
 what it quarantines is held for that. Filters marked always judge as in the chain. Filters
-that judge before the message, by its client or its recipients, are not asked again. With
---dry-run no filter is asked at all. The exit code is 1 if anything that was named stays.` + chooseQuarantined,
+that judge before the message, by its client or its recipients, are not asked again. What
+a filter of the chain delivery holds has been through its entrance's chain: --deliver has
+it leave again. With --dry-run no filter is asked at all. The exit code is 1 if anything that was named stays.` + chooseQuarantined,
 	}
 	dial := clientFlags(c)
 	asJSON := c.Flags().Bool("json", false, "print JSON")

@@ -24,6 +24,11 @@ const (
 	sweepEvery  = 60
 )
 
+// slowest is how long storing a message may take after the time of its hold was
+// noted. What came so shortly before a summary is told in the next one, too: it
+// may not have been there yet.
+const slowest = time.Minute
+
 // start looks after the quarantine until stop.
 func (q *quarantine) start() {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -131,7 +136,7 @@ func (q *quarantine) summarize(ctx context.Context) {
 		err = q.remember(last)
 	case err == nil && last.Turn.Before(turn):
 		if err = q.summary(ctx, c, last.Told, now); err == nil {
-			err = q.remember(remembered{Turn: turn, Told: now})
+			err = q.remember(remembered{Turn: turn, Told: now.Add(-slowest)})
 		}
 	}
 	if err != nil && ctx.Err() == nil {

@@ -198,6 +198,24 @@ func TestQuarantineSummary(t *testing.T) {
 	}
 }
 
+// TestQuarantineSummaryLate: what was being stored while a summary was written is
+// in the next one.
+func TestQuarantineSummaryLate(t *testing.T) {
+	r := newQuarantineRig(t, "[quarantine]\nsummary = \"pm@example.org\"\nsummary_hour = 7\n")
+	r.summarize(t.Context())
+	r.add("there", scanned())
+	turn := time.Date(2026, 11, 23, 7, 0, 0, 0, time.Local)
+	r.clock = turn
+	r.summarize(t.Context())
+	r.clock = turn.Add(-10 * time.Second)
+	r.add("late", scanned())
+	r.clock = turn.AddDate(0, 0, 1)
+	r.summarize(t.Context())
+	if _, all := r.there(); len(all) != 2 || !strings.Contains(all[1], ": 1 new, 2 in all") || !strings.Contains(all[1], "Subject: late") {
+		t.Errorf("%q", all)
+	}
+}
+
 // TestQuarantineSummaryAhead: a clock that was years ahead for a while does not
 // silence the summary until then.
 func TestQuarantineSummaryAhead(t *testing.T) {
