@@ -45,7 +45,7 @@ var bases = [...]basis{
 		return ""
 	}},
 	{word: "client-net", one: func(tx *pipeline.Transaction) string { return network(clientOf(tx)) }},
-	{word: "recipient", each: strings.ToLower},
+	{word: "recipient", each: plain},
 	{word: "recipient-domain", each: envelope.Domain},
 	{word: "all", one: func(*pipeline.Transaction) string { return "*" }},
 }
@@ -55,8 +55,12 @@ func person(sender string) string {
 	if sender == envelope.DoubleBounce {
 		return ""
 	}
-	return strings.ToLower(sender)
+	return plain(sender)
 }
+
+// plain is one form of an address: in lower case, and without a dot at the end,
+// which names the same host.
+func plain(address string) string { return strings.TrimSuffix(strings.ToLower(address), ".") }
 
 func clientOf(tx *pipeline.Transaction) netip.Addr {
 	return tx.Session.Peer.Addr().Unmap().WithZone("")

@@ -102,6 +102,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/postern-mta/postern/pipeline"
@@ -325,7 +326,8 @@ func (i *instance) Recipient(ctx context.Context, tx *pipeline.Transaction, r en
 	if !tx.Session.IsOurs(r.Address) {
 		return pipeline.Verdict{Reason: "not in a domain of ours"}, nil
 	}
-	d, err := f.lookUp(ctx, lower(r.Address), tx)
+	// A dot at the end of the domain names the same host, and no list has it.
+	d, err := f.lookUp(ctx, strings.TrimSuffix(lower(r.Address), "."), tx)
 	if err != nil {
 		return pipeline.Verdict{}, err
 	}

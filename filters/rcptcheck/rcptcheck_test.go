@@ -42,6 +42,7 @@ func TestSuite(t *testing.T) {
 		Cases: []filtertest.Case{
 			unknown, all, later, text, trusted,
 			{Name: "known", From: "a@example.net", To: []string{"R@Example.org"}, WantReason: "known to the list"},
+			{Name: "a dot at the end", From: "a@example.net", To: []string{"r@example.org."}, WantReason: "known to the list"},
 			{Name: "an extension", From: "a@example.net", To: []string{"you-and-me@example.org", "you=me@example.org"}, WantActions: []pipeline.Action{pipeline.Continue, pipeline.Reject}, WantEnvelopes: []string{"a@example.net -> you-and-me@example.org"}},
 			{Name: "default", From: "a@example.net", To: []string{"all-of-us@example.org"}, WantReason: "known"},
 			{Name: "elsewhere", From: "a@example.net", To: []string{"no@example.com"}, WantReason: "not in a domain of ours"},

@@ -255,7 +255,7 @@ func (f *Filter) blind(ctx context.Context, tx *pipeline.Transaction, m message.
 	var blind []int
 	for _, n := range tx.Active {
 		address := tx.Envelope.Recipients[n].Address
-		if !own && !tx.Session.IsOurs(address) || named[strings.ToLower(address)] || isRole(address) {
+		if !own && !tx.Session.IsOurs(address) || named[strings.TrimSuffix(strings.ToLower(address), ".")] || isRole(address) {
 			continue
 		}
 		excepted, err := f.excepted(ctx, tx, m, n)

@@ -39,6 +39,7 @@ func TestSuite(t *testing.T) {
 			{Name: "in To", Config: refuse, From: "a@example.net", Message: named("To: Someone <R@Example.ORG>\n")},
 			{Name: "in Cc, folded, in a group", Config: refuse, From: "a@example.net", Message: named("cc: friends: x@y,\n r@example.org;\n")},
 			{Name: "in a group without blanks", Config: refuse, From: "a@example.net", Message: named("To: friends:r@example.org;\n")},
+			{Name: "a dot at the end", Config: refuse, From: "a@example.net", To: []string{"r@example.org."}, Message: named("To: r@example.org\n")},
 			{Name: "in quotes", Config: refuse, From: "a@example.net", Message: named("To: \"r@example.org\" <x@y>\n")},
 			{Name: "a link", Config: refuse, From: "a@example.net", Message: named("To: <mailto:r@example.org>\n")},
 			{Name: "in a comment", Config: refuse, From: "a@example.net", Message: named("To: undisclosed (r@example.org)\n")},
