@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"os/user"
 	"strconv"
 	"strings"
@@ -133,6 +134,11 @@ func (w *remoteWay) leaving(l *handoff.Leaving, m message.Message, origin pipeli
 
 // deliver is handoff.Remote.Deliver.
 func (w *remoteWay) deliver(ctx context.Context, l *handoff.Leaving) ([]byte, error) {
+	if !l.Trusted && l.UID != os.Geteuid() {
+		err := fmt.Errorf("uid %d is neither root, qmailr, qmails nor in trusted: if qmail runs as that user, add it to trusted", l.UID)
+		w.leave.log.Error("a call of qmail-remote is put off: we connect to other servers for qmail alone", "id", l.Call, "entrance", w.entrance, "error", err)
+		return nil, reply.With(reply.Make(451, reply.Enhanced{Subject: 7, Detail: 1}, "you may not send by this program"), err)
+	}
 	if n := len(l.Envelope.Recipients); n > w.most {
 		return nil, reply.With(reply.Make(451, reply.Enhanced{Subject: 5, Detail: 3}, "too many recipients for one delivery"), fmt.Errorf("%d recipients, at most %d (limits.recipients)", n, w.most))
 	}

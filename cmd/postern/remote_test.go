@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +20,7 @@ import (
 	"github.com/postern-mta/postern/pipeline/ingress/handoff"
 	origins "github.com/postern-mta/postern/pipeline/ingress/mark"
 	"github.com/postern-mta/postern/pipeline/message"
+	"github.com/postern-mta/postern/pipeline/reply"
 	"github.com/postern-mta/postern/rules"
 )
 
@@ -109,6 +111,16 @@ func TestQueuedBy(t *testing.T) {
 	}
 	if got := queuedBy(message.FromString("Subject: x\nReceived: (qmail 1 invoked for bounce); x\n\n").Head()); got.bounce {
 		t.Error("a line that is not on top counts")
+	}
+}
+
+// TestRemoteDeliversForQmailAlone: our exit must not be a way past a firewall.
+func TestRemoteDeliversForQmailAlone(t *testing.T) {
+	var log strings.Builder
+	w := &remoteWay{most: 10, leave: departure{log: slog.New(slog.NewTextHandler(&log, nil))}} // without an exit
+	l := &handoff.Leaving{UID: os.Geteuid() + 1, Host: "example.net", Envelope: envelope.To("a@example.org", "b@example.net")}
+	if report, err := w.deliver(t.Context(), l); report != nil || reply.Of(err).Class != reply.Temporary || !strings.Contains(log.String(), "add it to trusted") {
+		t.Errorf("%q, %v, %s", report, err, log.String())
 	}
 }
 
