@@ -22,6 +22,7 @@ type found struct {
 // seek looks an address up in all maps. seen are the entries that must not be used
 // again.
 func (f *Filter) seek(address string, isOurs func(string) bool, seen []string) (found, bool, error) {
+	address = strings.TrimSuffix(address, ".") // a dot at the end of the domain names the same host
 	for i, m := range f.maps {
 		for key := range f.keys(lower(address), isOurs) {
 			e, ok, err := m.find(key.text)

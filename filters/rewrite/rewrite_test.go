@@ -49,6 +49,7 @@ func TestSuite(t *testing.T) {
 			to("nobody's", list, []string{"r@example.org", "bare"}, "r@example.org", "bare"),
 			to("a domain", list, []string{"Joe+x@OLD.example"}, "Joe+x@example.org"),
 			to("a domain, then one of it", list, []string{"bob@old.example"}, "bob@example.net"),
+			to("a dot at the end", list+entries("/(.*)@p\\.example/ $1@x.example"), []string{"Sales@Example.org.", "joe@old.example.", "joe@p.example.", "joe@no.example."}, "ann@example.net", "joe@example.org", "joe@x.example", "joe@no.example.", "archive@example.net", "bob@example.net"),
 			to("an extension", list, []string{"sales+x@example.org"}, "ann+x@example.net", "archive+x@example.net", "bob+x@example.net"),
 			to("no hyphen", list, []string{"sales-x@example.org"}, "sales-x@example.org"),
 			to("the same twice", list, []string{"bob@example.net", "r@example.org", "sales@example.org", "bob@example.org"}, "bob@example.net", "r@example.org", "ann@example.net", "archive@example.net"),
