@@ -78,6 +78,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/postern-mta/postern/pipeline"
@@ -157,6 +158,8 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 	if o.Header != "" {
 		if err := (message.FieldEdit{Op: message.Add, Name: o.Header, Value: "x"}).Check(); err != nil {
 			bad("header", "%w", err)
+		} else if isForeign(o.Header) {
+			bad("header", "%q has another use, and what stands in it would be lost: write a name of your own, like X-Pattern", o.Header)
 		}
 	}
 	if len(o.Matches) > maxPatterns {
@@ -189,6 +192,22 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 		}
 	}
 	return f, nil
+}
+
+// isForeign reports whether a field is one that people, programs or the ways of
+// mail need (RFC 5322 §3.6, RFC 2045 §3): the filter takes the fields of the name
+// off that came with a message.
+func isForeign(name string) bool {
+	name = strings.ToLower(name)
+	for _, begin := range [...]string{"content-", "resent-", "list-", "arc-", "postern-"} {
+		if strings.HasPrefix(name, begin) {
+			return true
+		}
+	}
+	return slices.Contains([]string{
+		"from", "sender", "reply-to", "to", "cc", "bcc", "subject", "date", "message-id", "in-reply-to", "references", "comments", "keywords",
+		"received", "return-path", "delivered-to", "mime-version", "dkim-signature", "authentication-results",
+	}, name)
 }
 
 // openFile reads the file of patterns, which come behind the filter's own.

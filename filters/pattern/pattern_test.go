@@ -146,6 +146,8 @@ func TestConfiguration(t *testing.T) {
 		"everything": {with(func(m *Match) { m.Expr = "x*" }), "match[1].expr", "every text"},
 		"action":     {with(func(m *Match) { m.Action = "accept" }), "match[1].action", "write symbol"},
 		"score":      {with(func(m *Match) { m.Score = 1e9 }), "match[1].score", "from -10000"},
+		"received":   {Options{Matches: []Match{good}, Header: "Received"}, "header", "has another use"},
+		"contents":   {Options{Matches: []Match{good}, Header: "content-type"}, "header", "has another use"},
 		"header":     {Options{Matches: []Match{good}, Header: "a b"}, "header", ""},
 		"max":        {Options{Matches: []Match{good}, Max: 1 << 40}, "max", "write 1 to"},
 		"relative":   {Options{File: "patterns"}, "file", "no absolute path"},
