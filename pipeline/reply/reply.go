@@ -217,12 +217,13 @@ func Clean(s string, max int) string {
 			c = '?'
 		}
 		if blank && b.Len() > 0 {
+			if b.Len()+1 == max {
+				break // a line that ends in a blank is none
+			}
 			b.WriteByte(' ')
 		}
 		blank = false
-		if b.Len() < max {
-			b.WriteByte(c)
-		}
+		b.WriteByte(c)
 	}
 	return b.String()
 }

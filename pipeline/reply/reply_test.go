@@ -168,12 +168,17 @@ func TestClean(t *testing.T) {
 		{" edges ", 100, "edges"},
 		{"nul\x00 esc\x1b[0m \xe4 \x7f", 100, "nul? esc?[0m ? ?"},
 		{"abcdef", 3, "abc"},
-		{"ab cd", 3, "ab "},
+		{"ab cd", 3, "ab"},
+		{"ab\r\ncd", 4, "ab c"},
 		{"", 5, ""},
 		{"abc", 0, ""},
 	} {
-		if got := Clean(c.in, c.max); got != c.want && strings.TrimRight(c.want, " ") != got {
+		got := Clean(c.in, c.max)
+		if got != c.want {
 			t.Errorf("Clean(%q, %d) = %q, want %q", c.in, c.max, got, c.want)
+		}
+		if again := Clean(got, c.max); again != got {
+			t.Errorf("%q is not clean: %q", got, again)
 		}
 	}
 }
