@@ -55,7 +55,7 @@ func TestOrdinaryMail(t *testing.T) {
 		programs[program]++
 		try(file, string(text))
 	}
-	for _, p := range []string{"mutt", "swaks", "nail", "git", "python"} {
+	for _, p := range []string{"mutt", "swaks", "nail", "git", "sendemail", "python"} {
 		if programs[p] == 0 {
 			t.Errorf("there is no message of %s", p)
 		}
