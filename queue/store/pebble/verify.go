@@ -240,8 +240,9 @@ func (v *verifier) files() error {
 			v.problem("%s is no file of a body", v.s.path(bodiesDir, name))
 			continue
 		}
-		// In this order: what is not on its way has a record, or has left.
-		if _, moving := v.s.moving.Load(id); moving || v.s.named(id) {
+		// In this order: what is not on its way in has a record, or its record is
+		// gone; then it is on its way out, or has left.
+		if v.s.isMoving(id) || v.s.named(id) || v.s.isMoving(id) {
 			continue
 		}
 		if _, err := v.s.fs.Stat(v.s.bodyPath(id)); err == nil {
@@ -249,4 +250,10 @@ func (v *verifier) files() error {
 		}
 	}
 	return err
+}
+
+// isMoving reports whether a body's file is on its way in or out.
+func (s *Store) isMoving(of store.ID) bool {
+	_, moving := s.moving.Load(of)
+	return moving
 }
