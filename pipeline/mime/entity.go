@@ -307,7 +307,7 @@ func (e *entity) boundaryOnFile(src *source, from int64, reading Reading) error 
 		if kindOf(e.p.Types[0].Value) == multipartKind || b.text == "" {
 			continue
 		}
-		found, err := e.split(src, from, e.end(src), b.text, reading|b.reading|because(BoundaryGuessed))
+		found, _, err := e.split(src, from, e.end(src), b.text, reading|b.reading|because(BoundaryGuessed))
 		if err != nil {
 			return err
 		}

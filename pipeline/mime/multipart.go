@@ -46,7 +46,7 @@ func (e *entity) multipart(src *source, from int64, reading Reading) (found bool
 		if b.text == "" {
 			continue
 		}
-		ok, err := e.split(src, from, e.end(src), b.text, reading|b.reading)
+		ok, parts, err := e.split(src, from, e.end(src), b.text, reading|b.reading)
 		if err != nil {
 			return false, err
 		}
@@ -54,7 +54,7 @@ func (e *entity) multipart(src *source, from int64, reading Reading) (found bool
 			e.noteBoundary(b)
 		}
 		good = good || ok
-		found = found || ok && b.reading.sameAs(e.p.Reading)
+		found = found || parts && b.reading.sameAs(e.p.Reading)
 	}
 	if !good {
 		// Without a boundary there may be no parts: it is a text then, too.
@@ -86,7 +86,7 @@ func (e *entity) encodedMultipart(src *source, from int64, reading Reading) erro
 		e.find(EncodedContainer, e.p, "")
 		err := e.decoded(src, from, enc, reading|because(EncodedContainer), func(d *source, r Reading) error {
 			for _, b := range e.boundaries {
-				if _, err := e.split(d, 0, d.size, b.text, r|b.reading); err != nil {
+				if _, _, err := e.split(d, 0, d.size, b.text, r|b.reading); err != nil {
 					return err
 				}
 			}
@@ -100,12 +100,13 @@ func (e *entity) encodedMultipart(src *source, from int64, reading Reading) erro
 }
 
 // split adds the parts between the lines of a boundary: those up to the closing
-// delimiter, then those that only other readers see. found is false if no line
-// is the boundary and nothing else: by the standard it divides nothing then.
-func (e *entity) split(src *source, from, end int64, b string, reading Reading) (found bool, err error) {
+// delimiter, then those that only other readers see. found is whether a line is
+// the boundary and nothing else, and parts whether one of those begins a part: by
+// the standard there are none otherwise.
+func (e *entity) split(src *source, from, end int64, b string, reading Reading) (found, parts bool, err error) {
 	cuts, seen := src.cuts(from, end, b)
 	if !e.spend(seen*32, e.p) {
-		return false, nil
+		return false, false, nil
 	}
 	var strict, exact []cut
 	closed, after, prefix := false, false, false
@@ -120,21 +121,21 @@ func (e *entity) split(src *source, from, end int64, b string, reading Reading) 
 			continue
 		}
 		strict = append(strict, c)
-		closed = c.close
+		closed, parts = c.close, parts || !c.close
 	}
 	if err := e.between(src, from, end, strict, reading, 0); err != nil {
-		return false, err
+		return false, false, err
 	}
 	if len(strict) > 0 && !closed {
 		e.find(Unterminated, e.p, "")
 		if err := e.beyond(src, from, b, reading); err != nil {
-			return true, err
+			return true, parts, err
 		}
 	}
 	if after {
 		e.find(AfterClose, e.p, "")
 		if err := e.between(src, from, end, exact, reading, AfterClose); err != nil {
-			return true, err
+			return true, parts, err
 		}
 	}
 	if prefix {
@@ -143,10 +144,10 @@ func (e *entity) split(src *source, from, end int64, b string, reading Reading) 
 			e.find(BoundaryBad, e.p, b)
 		}
 		if err := e.between(src, from, end, cuts, reading, BoundaryPrefix); err != nil {
-			return true, err
+			return true, parts, err
 		}
 	}
-	return len(exact) > 0, nil
+	return len(exact) > 0, parts, nil
 }
 
 // beyond splits on, behind the part's end, for a reader who looks for the inner
