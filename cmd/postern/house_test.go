@@ -22,7 +22,7 @@ const module = "github.com/postern-mta/postern/"
 var leaves = []string{"pipeline/reply", "pipeline/envelope", "pipeline/smtp", "pipeline/message", "pipeline/mime"}
 
 // alone are leaves that stand by themselves.
-var alone = []string{"pipeline/resolve", "pipeline/state", "pipeline/worker", "pipeline/servers"}
+var alone = []string{"pipeline/resolve", "pipeline/state", "pipeline/worker", "pipeline/program", "pipeline/servers"}
 
 func allLeaves() []string { return slices.Concat(leaves, alone, []string{"pipeline/spam"}) }
 
@@ -39,6 +39,7 @@ var doors = []door{
 	{"pipeline/resolve", nil},
 	{"pipeline/state", nil},
 	{"pipeline/worker", nil},
+	{"pipeline/program", nil},
 	{"pipeline/servers", nil},
 	{"pipeline/servers/*", nil},
 	{"pipeline/spam", []string{"pipeline/reply", "pipeline/message"}},
