@@ -11,7 +11,6 @@ import (
 	"testing"
 
 	"github.com/postern-mta/postern/cmd/postern/config"
-	"github.com/postern-mta/postern/filters"
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/reply"
 	"github.com/postern-mta/postern/rules"
@@ -64,7 +63,7 @@ func TestReferenceIsWhole(t *testing.T) {
 	}
 	texts := map[string]string{"the reference": b.String(), "man/postern.toml.5": strings.ReplaceAll(string(page), `\-`, "-")}
 	var wanted []string
-	for _, kind := range filters.Kinds() {
+	for _, kind := range kinds() {
 		if !strings.Contains(readme(t), "| `"+kind.Name+"` |") {
 			t.Errorf("README.md does not list the filter %s", kind.Name)
 		}

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/postern-mta/postern/filters"
 	"github.com/postern-mta/postern/pipeline"
 )
 
@@ -24,7 +23,7 @@ import (
 func TestEveryKindIsShown(t *testing.T) {
 	atExit := map[string]bool{"dkim-sign": true} // explain runs the chain of an entrance
 	scripts, programs := textsOf(t, "testdata/script/*.txtar"), textsOf(t, "*_test.go")
-	for _, kind := range filters.Kinds() {
+	for _, kind := range kinds() {
 		dir := folderOf(t, kind)
 		suite := textsOf(t, filepath.Join(dir, "*_test.go"))
 		if !slices.ContainsFunc(suite, func(s string) bool { return strings.Contains(s, "filtertest.Run(") }) {
@@ -56,11 +55,11 @@ func folderOf(t *testing.T, kind pipeline.Kind) string {
 		path = reflect.TypeOf(into).Elem().PkgPath()
 		return errors.New("only asked for its package")
 	})
-	_, folder, ok := strings.Cut(path, "/filters/")
-	if err == nil || !ok {
-		t.Fatalf("%s has the options of %q, which is in no folder of filters", kind.Name, path)
+	folder, ok := strings.CutPrefix(path, module)
+	if err == nil || !ok || !strings.HasPrefix(folder, "filters/") && !strings.HasPrefix(folder, "plugins/") {
+		t.Fatalf("%s has the options of %q, which is in no folder of filters or plugins", kind.Name, path)
 	}
-	return filepath.Join("..", "..", "filters", folder)
+	return filepath.Join("..", "..", folder)
 }
 
 func textsOf(t *testing.T, pattern string) (texts []string) {

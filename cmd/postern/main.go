@@ -16,7 +16,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/postern-mta/postern/cmd/postern/config"
-	"github.com/postern-mta/postern/filters"
 	"github.com/postern-mta/postern/filters/rcptcheck"
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/reply"
@@ -112,7 +111,7 @@ func configFlag(c *cobra.Command) *string {
 
 // loadOptions are how this program reads its configuration.
 func loadOptions(env pipeline.Env) config.Options {
-	return config.Options{Kinds: filters.Kinds(), Env: env, Shims: ourShims(), HasQueue: true}
+	return config.Options{Kinds: kinds(), Env: env, Shims: ourShims(), HasQueue: true}
 }
 
 // ourShims are the places where our own shims may stand: beside this

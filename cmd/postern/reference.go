@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"github.com/postern-mta/postern/cmd/postern/config"
-	"github.com/postern-mta/postern/filters"
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/rules"
 )
@@ -15,7 +14,7 @@ import (
 // name.
 func printReference(w io.Writer) error {
 	var b strings.Builder
-	for _, k := range config.Reference(filters.Kinds()) {
+	for _, k := range config.Reference(kinds()) {
 		fmt.Fprintf(&b, "%s (%s", k.Path, k.Type)
 		if k.Default != "" {
 			fmt.Fprintf(&b, ", default %s", k.Default)

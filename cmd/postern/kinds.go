@@ -1,0 +1,12 @@
+package main
+
+import (
+	"github.com/postern-mta/postern/filters"
+	"github.com/postern-mta/postern/pipeline"
+)
+
+// kinds are all filters that a configuration can name without a plugin: the
+// built-in ones, and those that drive programs and milters of others.
+func kinds() []pipeline.Kind {
+	return filters.Kinds()
+}
