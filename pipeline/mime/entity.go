@@ -75,9 +75,7 @@ func (e *entity) describe(h header) {
 			e.name(Name{FromLocation, strings.Trim(foldless(f.value), `"<>`), f.value, reading})
 		}
 	}
-	if len(e.p.Types) == 0 {
-		e.p.Types = append(e.p.Types, Type{e.p.kind, e.p.Reading})
-	}
+	e.usualType()
 	if len(e.encodings) == 0 || !e.encodings[0].reading.sameAs(e.p.Reading) {
 		// Without a field that all readers see, there may be none.
 		e.encodings = append([]encoding{{Identity, e.p.Reading}}, e.encodings...)
@@ -85,6 +83,21 @@ func (e *entity) describe(h header) {
 	if named {
 		e.compareNames()
 	}
+}
+
+// usualType gives the part the type that is usual where it stands, for those who
+// see none of its fields of type.
+func (e *entity) usualType() {
+	if slices.ContainsFunc(e.p.Types, func(t Type) bool { return t.Reading.sameAs(e.p.Reading) }) {
+		return
+	}
+	for i := range e.p.Types {
+		if t := &e.p.Types[i]; t.Value == e.p.kind {
+			t.Reading = e.p.Reading
+			return
+		}
+	}
+	e.p.Types = append(e.p.Types, Type{e.p.kind, e.p.Reading})
 }
 
 // sameAs reports whether a reading asks for nothing beyond another.
@@ -283,8 +296,9 @@ func (e *entity) bodies(s start) error {
 			asFile = true
 		}
 	}
-	if asFile {
-		text := slices.ContainsFunc(e.p.Types, func(t Type) bool { return kindOf(t.Value) == textKind || kindOf(t.Value) == multipartKind })
+	text := slices.ContainsFunc(e.p.Types, func(t Type) bool { return kindOf(t.Value) == textKind || kindOf(t.Value) == multipartKind })
+	// What nobody finds parts in is a file, whatever it says it is.
+	if asFile || len(e.p.Parts) == 0 && len(e.p.Contents) == 0 {
 		if err := e.leaf(src, s, e.encodings, text); err != nil {
 			return err
 		}
