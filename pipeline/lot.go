@@ -187,6 +187,7 @@ func (pl *plan) edit(l *lot, i int) error {
 		next.message = next.message.WithBody(v.Body)
 		s.lot = &next
 	}
+	var head *message.Head
 	var fields []message.FieldEdit
 	var added []string
 	var copies []*Copy
@@ -203,7 +204,12 @@ func (pl *plan) edit(l *lot, i int) error {
 			added = append(added, e.Address)
 		case EditCopy:
 			copies = append(copies, e.Copy)
+		case EditHead:
+			head, fields = e.Head, nil
 		}
+	}
+	if head != nil { // it belongs to its body, and nothing is put between them
+		next.message, s.lot = message.New(*head, next.message.Body()), &next
 	}
 	if err := pl.add(l.message, s.recipients, added, copies); err != nil {
 		return err

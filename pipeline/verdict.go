@@ -48,6 +48,7 @@ const (
 	EditRecipient                    // Address: replaces each recipient; those who become one get the message once
 	EditAddRecipient                 // Address: one more recipient, of the same fate
 	EditCopy                         // Copy: a further message
+	EditHead                         // Head: takes the place of the whole head, as it stands
 )
 
 // Edit is one change that a verdict asks for. Edits of the head, the sender and
@@ -59,6 +60,10 @@ type Edit struct {
 	Field   message.FieldEdit
 	Address string
 	Copy    *Copy
+	// Head is the whole head of a program that wrote the message anew. With the
+	// verdict's Body, or the message's own if there is none, it makes the message
+	// to the byte; edits of fields before it are lost, those behind it apply to it.
+	Head *message.Head
 }
 
 // Field is an edit of the head.
@@ -92,6 +97,11 @@ func (e Edit) String() string {
 			s += " to <" + r.Address + ">"
 		}
 		return reply.Clean(s+" from <"+e.Copy.Envelope.Sender+">", maxReason)
+	case EditHead:
+		if e.Head == nil {
+			return "head of nothing"
+		}
+		return fmt.Sprintf("a new head of %d fields", e.Head.Len())
 	}
 	return "invalid"
 }
@@ -106,6 +116,11 @@ func (e Edit) check() error {
 		return checkRecipient(e.Address)
 	case EditCopy:
 		return e.Copy.check()
+	case EditHead:
+		if e.Head == nil {
+			return errors.New("new head that is not there")
+		}
+		return nil
 	}
 	return fmt.Errorf("unknown edit %d", e.Kind)
 }

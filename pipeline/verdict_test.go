@@ -87,6 +87,7 @@ func TestIllegal(t *testing.T) {
 		{"copy to nobody", AtMessage, Verdict{Edits: []Edit{{Kind: EditCopy, Copy: &Copy{}}}}, "without a recipient"},
 		{"copy to NUL", AtMessage, Verdict{Edits: []Edit{copyTo("a\x00b")}}, "control character"},
 		{"copy's sender", AtMessage, Verdict{Edits: []Edit{{Kind: EditCopy, Copy: &Copy{Envelope: envelope.To("\r", "a")}}}}, "control character"},
+		{"no new head", AtMessage, Verdict{Edits: []Edit{{Kind: EditHead}}}, "is not there"},
 		{"copy's field", AtMessage, Verdict{Edits: []Edit{copyTo("a", message.FieldEdit{Name: ":"})}}, "field name"},
 	}
 	for _, test := range tests {
@@ -139,10 +140,47 @@ func TestEditString(t *testing.T) {
 		{Edit{Kind: EditAddRecipient, Address: "a"}, "add recipient <a>"},
 		{copyTo("a"), "copy to <a> from <>"},
 		{Edit{Kind: EditCopy}, "copy of nothing"},
+		{Edit{Kind: EditHead}, "head of nothing"},
+		{newHead("A: b\nC: d\n\n"), "a new head of 2 fields"},
 		{Edit{Kind: 99}, "invalid"},
 	} {
 		if got := test.edit.String(); got != test.want {
 			t.Errorf("%q, want %q", got, test.want)
 		}
+	}
+}
+
+func newHead(text string) Edit {
+	h, _ := message.ParseHead(text)
+	return Edit{Kind: EditHead, Head: &h}
+}
+
+// A new head is stored as it stands, with the body that it belongs to.
+func TestNewHead(t *testing.T) {
+	const old = "Subject: x\nFrom: y\n\nbody\n"
+	for name, c := range map[string]struct {
+		edits      []Edit
+		body, want string
+	}{
+		"alone":           {[]Edit{newHead("subject:z\n\n")}, "", "subject:z\n\nbody\n"},
+		"with a body":     {[]Edit{newHead("A: b\n\n")}, "new\n", "A: b\n\nnew\n"},
+		"nothing between": {[]Edit{newHead("A: b\n")}, "new\n", "A: b\nnew\n"},
+		"none":            {[]Edit{newHead("")}, "new\n", "new\n"},
+		"empty":           {[]Edit{newHead("\n")}, "", "\nbody\n"},
+		"fields":          {[]Edit{addField("X-A", "1"), newHead("A: b\n\n"), addField("X-B", "2")}, "", "X-B: 2\nA: b\n\nbody\n"},
+		"the last counts": {[]Edit{newHead("A: b\n\n"), newHead("C: d\n\n")}, "", "C: d\n\nbody\n"},
+	} {
+		v := Verdict{Edits: c.edits}
+		if c.body != "" {
+			v.Body = message.BytesBody([]byte(c.body))
+		}
+		chain := newChain(t, ChainOptions{}, Step{Filter: at(AtMessage, func(asked) (Verdict, error) { return v, nil })})
+		m := message.FromString(old)
+		o := chain.Run(context.Background(), txTo("r@example.org"), m)
+		if len(o.Outgoing) != 1 || string(o.Outgoing[0].Message.Bytes()) != c.want {
+			t.Errorf("%s: %+v %v", name, o.Outgoing, o.Trace)
+		}
+		o.Release()
+		m.Body().Release() //nolint:errcheck // it is in memory
 	}
 }
