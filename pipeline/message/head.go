@@ -160,7 +160,7 @@ type EditOp uint8
 
 // The operations on fields.
 const (
-	Add     EditOp = iota // a new field above all others
+	Add     EditOp = iota // a new field above all others, or below the first Nth
 	Append                // a new field below all others
 	Remove                // the fields of that name, or the Nth
 	Replace               // like Remove, the first one's place taking the new value; Add if there was none
@@ -194,7 +194,8 @@ type FieldEdit struct {
 	// exceed 998 bytes (RFC 5322 §2.1.1) less the name, nor may one be blank.
 	Value string
 	// Nth is which field of that name Remove and Replace are about: 0 all of
-	// them, 1 the first, -1 the last.
+	// them, 1 the first, -1 the last. For Add it is how many fields, of whatever
+	// name, stay above the new one; where there are fewer, it comes behind them.
 	Nth int
 }
 
@@ -286,7 +287,7 @@ func (e FieldEdit) apply(fields []Field) []Field {
 	field := Field{text: e.Name + ": " + e.Value + "\n", name: len(e.Name)}
 	switch e.Op {
 	case Add:
-		return prepend(fields, field)
+		return insert(fields, e.Nth, field)
 	case Append:
 		return append(terminate(fields), field)
 	}
@@ -310,15 +311,15 @@ func (e FieldEdit) apply(fields []Field) []Field {
 		out = append(out, f)
 	}
 	if e.Op == Replace && !placed {
-		return prepend(out, field)
+		return insert(out, 0, field)
 	}
 	return out
 }
 
-// prepend puts a field on top, but below a line without a name: a new field
-// above a folded first line would take that line as its own.
-func prepend(fields []Field, f Field) []Field {
-	i := 0
+// insert puts a field below the first at ones, and below a line without a name:
+// a new field above a folded first line would take that line as its own.
+func insert(fields []Field, at int, f Field) []Field {
+	i := min(max(at, 0), len(fields))
 	for i < len(fields) && fields[i].name == 0 {
 		i++
 	}

@@ -128,7 +128,10 @@ func applyPlainly(h Head, e FieldEdit) []string {
 	}
 	add := func() {
 		top := 0
-		if h.Len() > 0 && h.Field(0).Name() == "" {
+		if e.Op == Add {
+			top = min(max(e.Nth, 0), len(texts))
+		}
+		if top == 0 && h.Len() > 0 && h.Field(0).Name() == "" {
 			top = 1
 		}
 		if top == len(texts) {
