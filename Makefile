@@ -22,7 +22,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOFUMPT     = mvdan.cc/gofumpt@v0.12.0
 
 # Debian packages of the real programs that the tests talk to.
-DEPS = gcc libc6-dev mailfront ucspi-tcp swaks daemontools e2fsprogs xfsprogs python3 libnet-ssleay-perl msmtp mutt s-nail curl dovecot-core opendkim python3-dkim python3-nacl libmail-dkim-perl clamav-daemon clamav-testfiles spamd rspamd python3-grpcio python3-protobuf
+DEPS = gcc libc6-dev mailfront ucspi-tcp swaks daemontools e2fsprogs xfsprogs python3 libnet-ssleay-perl msmtp mutt s-nail curl dovecot-core opendkim python3-dkim python3-nacl libmail-dkim-perl clamav-daemon clamav-testfiles clamav-milter python3-milter spamd rspamd python3-grpcio python3-protobuf
 # Of Debian's postfix only smtp-sink is wanted and no mail server, so it is
 # unpacked here and not installed.
 POSTFIX = bin/debian/postfix
