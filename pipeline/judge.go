@@ -32,6 +32,10 @@ type Fate struct {
 	Reply  reply.Reply
 	Filter string
 	Reason string
+	// HangUp is how the connection goes on behind the Reply.
+	HangUp HangUp
+	// Remarks come in front of it. They are told once, whatever the Action.
+	Remarks []string
 	// accepted is set where the message is held after a filter has accepted it.
 	accepted bool
 }
@@ -76,17 +80,19 @@ func (j *Judge) Trace() Trace { return append(Trace(nil), j.trace...) }
 
 // Connect judges the connection. The fate holds for the session.
 func (j *Judge) Connect(ctx context.Context, s *Session) Fate {
-	j.session = j.early(ctx, question{subject: subject{session: s, stage: AtConnect}}, j.session)
+	f := j.early(ctx, question{subject: subject{session: s, stage: AtConnect}}, j.session)
+	j.session = f.told()
 	j.keep()
-	return j.session
+	return f
 }
 
 // Helo judges the client's name. The fate holds for the session. It must not be
 // called within a transaction: Reset first.
 func (j *Judge) Helo(ctx context.Context, s *Session) Fate {
-	j.session = j.early(ctx, question{subject: subject{session: s, stage: AtHelo}}, j.session)
+	f := j.early(ctx, question{subject: subject{session: s, stage: AtHelo}}, j.session)
+	j.session = f.told()
 	j.keep()
-	return j.session
+	return f
 }
 
 func (j *Judge) keep() {
@@ -97,8 +103,9 @@ func (j *Judge) keep() {
 // for the transaction.
 func (j *Judge) Sender(ctx context.Context, tx *Transaction) Fate {
 	j.forget()
-	j.sender = j.early(ctx, question{subject: subject{session: tx.Session, tx: tx, stage: AtSender}}, j.session)
-	return j.sender
+	f := j.early(ctx, question{subject: subject{session: tx.Session, tx: tx, stage: AtSender}}, j.session)
+	j.sender = f.told()
+	return f
 }
 
 // Recipient judges one recipient, which the caller puts into the transaction's
@@ -107,7 +114,7 @@ func (j *Judge) Sender(ctx context.Context, tx *Transaction) Fate {
 func (j *Judge) Recipient(ctx context.Context, tx *Transaction, r envelope.Recipient) Fate {
 	f := j.judgeRecipient(ctx, tx, r)
 	if f.Action != Reject && f.Action != Defer {
-		j.rcpts = append(j.rcpts, f)
+		j.rcpts = append(j.rcpts, f.told())
 	}
 	return f
 }
@@ -134,6 +141,7 @@ type question struct {
 
 // early runs the steps of a stage that has one subject.
 func (j *Judge) early(ctx context.Context, q question, fate Fate) Fate {
+	var remarks []string
 	for _, i := range j.chain.at[q.stage] {
 		step := &j.chain.steps[i]
 		if !fate.open(step.Always) {
@@ -142,11 +150,20 @@ func (j *Judge) early(ctx context.Context, q question, fate Fate) Fate {
 		j.consult(ctx, i, q, 1, func(v *Verdict, enforce bool) error {
 			if enforce {
 				fate = fate.after(step.Name, v)
+				remarks = append(remarks, v.Remarks...)
 			}
 			return nil
 		})
 	}
+	fate.Remarks = remarks
 	return fate
+}
+
+// told is the fate as it is remembered: what was said in front of one answer is
+// not said in front of the next.
+func (f Fate) told() Fate {
+	f.Remarks = nil
+	return f
 }
 
 // after is the fate once a verdict has come.
@@ -156,7 +173,7 @@ func (f Fate) after(filter string, v *Verdict) Fate {
 	}
 	return Fate{
 		Action: v.Action, Reply: reply.For(v.Action, v.Reply), Filter: filter, Reason: v.Reason,
-		accepted: v.Action == Quarantine && f.Action == Accept,
+		HangUp: v.HangUp, accepted: v.Action == Quarantine && f.Action == Accept,
 	}
 }
 

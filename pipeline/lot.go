@@ -42,7 +42,8 @@ type passage struct {
 	copies    []pendingCopy
 	additions []addition
 	renamed   map[int]string // recipients that an edit replaced
-	marks     []int32        // for plans, one a fate; all 0 between them
+	remarks   []string
+	marks     []int32 // for plans, one a fate; all 0 between them
 }
 
 // share is the recipients for which one of a verdict's parts speaks.

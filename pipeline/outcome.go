@@ -27,6 +27,10 @@ type Outcome struct {
 	// Results are the findings about the sender.
 	Results []AuthResult
 	Trace   Trace
+	// HangUp is how the connection goes on behind the Reply, and Remarks come in
+	// front of it.
+	HangUp  HangUp
+	Remarks []string
 	held    []*message.Body
 }
 
@@ -139,7 +143,13 @@ func (p *passage) step(ctx context.Context, i int, l *lot) {
 	tx := *p.tx
 	tx.Active = live[:count:count]
 	q := question{subject: subject{session: tx.Session, tx: &tx, message: l.message, stage: AtMessage}}
-	p.judge.consult(ctx, i, q, count, func(v *Verdict, enforce bool) error { return p.act(l, step.Name, live, v, enforce) })
+	p.judge.consult(ctx, i, q, count, func(v *Verdict, enforce bool) error {
+		err := p.act(l, step.Name, live, v, enforce)
+		if err == nil && enforce {
+			p.remarks = append(p.remarks, v.Remarks...)
+		}
+		return err
+	})
 }
 
 // tally counts the fates by what they come to.
@@ -190,7 +200,7 @@ func (p *passage) outcome() *Outcome {
 	}
 	o := &Outcome{
 		Reply: reply.OK, Fates: p.fates[:len(p.tx.Envelope.Recipients)],
-		Trace: j.Trace(), Results: j.results[:len(j.results):len(j.results)],
+		Remarks: p.remarks, Trace: j.Trace(), Results: j.results[:len(j.results):len(j.results)],
 	}
 	o.held = make([]*message.Body, 0, len(p.lots)+len(p.copies))
 	for _, l := range p.lots {
@@ -202,9 +212,9 @@ func (p *passage) outcome() *Outcome {
 	t, each := p.tally(), p.tx.Session.AnswersEach
 	switch t.answer(j.chain.o.Mixed.of(p.tx), each) {
 	case deferIt:
-		o.Reply = p.first(Defer)
+		o.Reply, o.HangUp = p.first(Defer)
 	case refuseIt:
-		o.Reply = p.refusal(t)
+		o.Reply, o.HangUp = p.refusal(t)
 	default:
 		p.collect(o)
 		if !each {
@@ -214,13 +224,13 @@ func (p *passage) outcome() *Outcome {
 	return o
 }
 
-func (p *passage) first(a Action) reply.Reply {
+func (p *passage) first(a Action) (reply.Reply, HangUp) {
 	for i := range p.fates {
 		if p.fates[i].Action == a {
-			return p.fates[i].Reply
+			return p.fates[i].Reply, p.fates[i].HangUp
 		}
 	}
-	return reply.Trouble
+	return reply.Trouble, StayOn
 }
 
 // How many refused recipients a refusal names, and how much of each in bytes.
@@ -231,10 +241,10 @@ const (
 
 // refusal is the first refusing recipient's answer. Where others would have
 // accepted, it names who did not, so that the sender knows whom to leave out.
-func (p *passage) refusal(t tally) reply.Reply {
-	r := p.first(Reject)
+func (p *passage) refusal(t tally) (reply.Reply, HangUp) {
+	r, end := p.first(Reject)
 	if t.refused == len(p.fates) {
-		return r
+		return r, end
 	}
 	var named []string
 	for n := range p.fates {
@@ -247,7 +257,7 @@ func (p *passage) refusal(t tally) reply.Reply {
 		text += fmt.Sprintf(" and %d more", more)
 	}
 	r.Text = reply.Clean(text+": "+r.Words(), reply.MaxText)
-	return r
+	return r, end
 }
 
 // report fills in about whom the sender must get a report.

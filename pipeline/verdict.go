@@ -36,7 +36,27 @@ type Verdict struct {
 	// keeps a thousand of each.
 	Results []AuthResult
 	Symbols []Symbol
+	// HangUp is how the connection goes on behind a verdict that refuses or puts
+	// off. It is for entrances that hold a dialogue; a shim's caller stays.
+	HangUp HangUp
+	// Remarks are lines that the peer hears in front of the answer, with its code,
+	// where the protocol has room for them. The entrance makes them clean.
+	Remarks []string
 }
+
+// HangUp is what an entrance does with the connection after a no.
+type HangUp uint8
+
+// The zero HangUp leaves the connection to the client.
+const (
+	StayOn       HangUp = iota
+	HangUpAfter         // it is closed behind the answer
+	HangUpAtOnce        // it is closed, and there is no answer
+	hangUps
+)
+
+// MaxRemarks bounds a verdict's Remarks.
+const MaxRemarks = 32
 
 // EditKind is what an Edit changes.
 type EditKind uint8
@@ -186,6 +206,12 @@ func (v *Verdict) check(stage Stage) error {
 func (v *Verdict) checkPart(stage Stage) error {
 	if !Legal(stage, v.Action) {
 		return fmt.Errorf("verdict %v is not allowed at the %v stage", v.Action, stage)
+	}
+	if v.HangUp >= hangUps || v.HangUp != StayOn && v.Action != Reject && v.Action != Defer {
+		return fmt.Errorf("verdict %v cannot end the connection", v.Action)
+	}
+	if len(v.Remarks) > MaxRemarks {
+		return fmt.Errorf("%d remarks, at most %d", len(v.Remarks), MaxRemarks)
 	}
 	if (len(v.Edits) > 0 || v.Body != nil) && !editable(stage) {
 		return fmt.Errorf("edits are not allowed at the %v stage", stage)

@@ -87,6 +87,9 @@ func TestIllegal(t *testing.T) {
 		{"copy to nobody", AtMessage, Verdict{Edits: []Edit{{Kind: EditCopy, Copy: &Copy{}}}}, "without a recipient"},
 		{"copy to NUL", AtMessage, Verdict{Edits: []Edit{copyTo("a\x00b")}}, "control character"},
 		{"copy's sender", AtMessage, Verdict{Edits: []Edit{{Kind: EditCopy, Copy: &Copy{Envelope: envelope.To("\r", "a")}}}}, "control character"},
+		{"hanging up on nobody refused", AtConnect, Verdict{HangUp: HangUpAfter}, "cannot end the connection"},
+		{"an end that there is not", AtSender, Verdict{Action: Reject, HangUp: 3}, "cannot end the connection"},
+		{"too many remarks", AtHelo, Verdict{Remarks: make([]string, MaxRemarks+1)}, "33 remarks"},
 		{"no new head", AtMessage, Verdict{Edits: []Edit{{Kind: EditHead}}}, "is not there"},
 		{"copy's field", AtMessage, Verdict{Edits: []Edit{copyTo("a", message.FieldEdit{Name: ":"})}}, "field name"},
 	}
@@ -127,6 +130,39 @@ func TestIllegal(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestHangUp: how the connection ends is the fate's for as long as the fate
+// holds, and what is said in front of an answer is said once.
+func TestHangUp(t *testing.T) {
+	ctx, tx := context.Background(), txTo("a@example.org")
+	c := newChain(t, ChainOptions{},
+		Step{Filter: says(AtConnect, Verdict{Remarks: []string{"one"}})},
+		Step{Filter: says(AtConnect, Verdict{Remarks: []string{"shadow"}}), Mode: Shadow},
+		Step{Filter: says(AtConnect, Verdict{Action: Reject, HangUp: HangUpAfter, Remarks: []string{"two"}})},
+		Step{Filter: says(AtConnect, Verdict{Remarks: []string{"never asked"}})},
+	)
+	j := c.Begin()
+	defer j.Close()
+	f := j.Connect(ctx, tx.Session)
+	if f.Action != Reject || f.HangUp != HangUpAfter || strings.Join(f.Remarks, " ") != "one two" {
+		t.Errorf("at connect: %+v", f)
+	}
+	for _, f := range []Fate{j.Helo(ctx, tx.Session), j.Sender(ctx, tx), j.Recipient(ctx, tx, tx.Envelope.Recipients[0])} {
+		if f.Action != Reject || f.HangUp != HangUpAfter || f.Remarks != nil {
+			t.Errorf("later: %+v", f)
+		}
+	}
+	c = newChain(t, ChainOptions{},
+		Step{Filter: says(AtMessage, Verdict{Remarks: []string{"three"}, Only: []int{0}})},
+		Step{Filter: says(AtMessage, Verdict{Action: Defer, HangUp: HangUpAtOnce})},
+	)
+	var spool memorySpool
+	runWith(t, ctx, &spool, c, tx, func(o *Outcome) {
+		if o.HangUp != HangUpAtOnce || strings.Join(o.Remarks, " ") != "three" {
+			t.Errorf("the message: %v %q", o.HangUp, o.Remarks)
+		}
+	})
 }
 
 func TestEditString(t *testing.T) {

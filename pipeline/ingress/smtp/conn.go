@@ -100,14 +100,57 @@ func (n *session) broke(err error) error {
 // say answers with a whole line.
 func (n *session) say(line string) {
 	b := n.begin()
+	was := len(*b)
+	if n.remarks != nil {
+		code, rest, _ := strings.Cut(line, " ")
+		enhanced, _, _ := strings.Cut(rest, " ")
+		if strings.Count(enhanced, ".") != 2 || !strings.HasPrefix(enhanced, code[:1]+".") {
+			enhanced = "" // as in the greeting
+		}
+		*b = n.remark(*b, code, enhanced)
+	}
 	*b = append(*b, line...)
-	n.said(len(line))
+	n.said(len(*b) - was)
+}
+
+// remark appends what is to be heard in front of an answer, as lines of it
+// (RFC 5321 §4.2.1, RFC 2034 §4).
+func (n *session) remark(b []byte, code, enhanced string) []byte {
+	for _, r := range n.remarks {
+		b = append(b, code...)
+		b = append(b, '-')
+		if enhanced != "" {
+			b = append(b, enhanced...)
+			b = append(b, ' ')
+		}
+		b = append(b, reply.Clean(r, reply.MaxText)...)
+		b = append(b, '\r', '\n')
+	}
+	n.remarks = nil
+	return b
+}
+
+// hangingUp answers, and closes the connection behind the answer or in its
+// place.
+func (n *session) hangingUp(h pipeline.HangUp, answer func()) {
+	const why = "closed by a filter"
+	if h == pipeline.HangUpAtOnce {
+		n.end(why) // and nothing is answered
+	}
+	answer()
+	if h == pipeline.HangUpAfter {
+		n.end(why)
+		n.linger = true
+	}
 }
 
 // put answers with a reply.
 func (n *session) put(r reply.Reply) {
 	b := n.begin()
 	was := len(*b)
+	if n.remarks != nil {
+		*b = n.remark(*b, strconv.Itoa(r.SMTPCode()), r.EnhancedCode())
+	}
 	*b = strconv.AppendInt(*b, int64(r.SMTPCode()), 10)
 	*b = append(*b, ' ')
 	*b = append(*b, r.EnhancedCode()...)

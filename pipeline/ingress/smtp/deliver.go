@@ -36,10 +36,10 @@ func (n *session) deliver(m message.Message, err error) {
 		n.transcribe("C: ", []byte("(message, refused)"))
 	}
 	var each []reply.Reply
-	r := reply.Of(err)
+	r, end := reply.Of(err), pipeline.StayOn
 	if err == nil {
 		t.rec.received = n.srv.o.Now().Sub(t.start)
-		r, each, err = n.decide(m)
+		r, each, end, err = n.decide(m)
 	}
 	t.rec.answer, t.rec.err = r, err
 	if errors.Is(err, errGone) {
@@ -51,7 +51,7 @@ func (n *session) deliver(m message.Message, err error) {
 		n.rec.taken++
 		n.idle = 0
 	}
-	n.tell(r, each)
+	n.hangingUp(end, func() { n.tell(r, each) })
 	n.finish()
 }
 
@@ -79,12 +79,12 @@ func (n *session) tell(r reply.Reply, each []reply.Reply) {
 
 // decide has the message judged and stored. Each are the recipients' own
 // answers, nil if there is one for all.
-func (n *session) decide(m message.Message) (r reply.Reply, each []reply.Reply, err error) {
+func (n *session) decide(m message.Message) (r reply.Reply, each []reply.Reply, end pipeline.HangUp, err error) {
 	o := &n.srv.o
 	ctx, cancel := context.WithTimeoutCause(n.tx.ctx, o.Timeouts.Judge, errSlow)
 	defer cancel()
 	if m, err = n.prepare(ctx, m); err != nil {
-		return reply.Of(err), nil, err
+		return reply.Of(err), nil, end, err
 	}
 	if n.chain.JudgesAt(pipeline.AtMessage) {
 		n.flush() //nolint:errcheck // the session ends by itself then
@@ -93,11 +93,14 @@ func (n *session) decide(m message.Message) (r reply.Reply, each []reply.Reply, 
 	out := n.begun().Message(ctx, &t.Transaction, m)
 	defer out.Release()
 	t.rec.trace = out.Trace
+	if n.srv.o.Service != LMTP { // there the answers are the recipients' own
+		n.remarks = out.Remarks
+	}
 	if ctx.Err() != nil {
-		return tooSlow, nil, context.Cause(ctx)
+		return tooSlow, nil, end, context.Cause(ctx)
 	}
 	if out.Reply.Class != reply.Success {
-		return out.Reply, n.each(out, reply.OK), nil
+		return out.Reply, n.each(out, reply.OK), out.HangUp, nil
 	}
 	all := out.Outgoing
 	if len(out.Refused) > 0 {
@@ -105,15 +108,15 @@ func (n *session) decide(m message.Message) (r reply.Reply, each []reply.Reply, 
 		defer release(reports)
 		if err != nil {
 			o.Log.Error("a message is deferred because no report about its refused recipients could be made", "id", t.ID, "error", err)
-			return reply.Trouble, nil, err
+			return reply.Trouble, nil, end, err
 		}
 		all = append(all[:len(all):len(all)], reports...)
 	}
 	if len(all) == 0 {
-		return out.Reply, n.each(out, out.Reply), nil
+		return out.Reply, n.each(out, out.Reply), end, nil
 	}
 	if n.hungUp() {
-		return reply.Trouble, nil, errGone
+		return reply.Trouble, nil, end, errGone
 	}
 	r, err = o.Sink.Submit(ctx, all)
 	if err != nil {
@@ -124,7 +127,7 @@ func (n *session) decide(m message.Message) (r reply.Reply, each []reply.Reply, 
 	} else {
 		t.rec.stored = len(all)
 	}
-	return r, n.each(out, r), err
+	return r, n.each(out, r), end, err
 }
 
 // each are the answers of the recipients where the protocol gives them, stored

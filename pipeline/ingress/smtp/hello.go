@@ -33,7 +33,8 @@ func (n *session) hello(args []byte) bool {
 	f, told := n.judgeHelo()
 	if told {
 		n.hear()
-		n.refusedEarly(f)
+		n.remarks = f.Remarks // behind EHLO they would be taken for extensions
+		n.hangingUp(f.HangUp, func() { n.refusedEarly(f) })
 		return false
 	}
 	n.state = ready

@@ -65,9 +65,11 @@ func (n *session) mail(args []byte) {
 		}
 		n.tx.held = err
 	}
-	if f := n.begun().Sender(n.tx.ctx, &n.tx.Transaction); against(f) && !o.Late {
+	f := n.begun().Sender(n.tx.ctx, &n.tx.Transaction)
+	n.remarks = f.Remarks
+	if against(f) && !o.Late {
 		n.tx.rec.blame(f)
-		n.refuseMail(f.Reply)
+		n.hangingUp(f.HangUp, func() { n.refuseMail(f.Reply) })
 		return
 	}
 	n.state = sender
@@ -124,9 +126,11 @@ func (n *session) rcpt(args []byte) {
 		n.refuseRcpt(r, splitPlease, nil)
 		return
 	}
-	if f := n.begun().Recipient(t.ctx, &t.Transaction, out); against(f) {
+	f := n.begun().Recipient(t.ctx, &t.Transaction, out)
+	n.remarks = f.Remarks
+	if against(f) {
 		t.rec.blame(f)
-		n.refuseRcpt(r, f.Reply, nil)
+		n.hangingUp(f.HangUp, func() { n.refuseRcpt(r, f.Reply, nil) })
 		return
 	}
 	t.Envelope.Recipients = append(t.Envelope.Recipients, out)

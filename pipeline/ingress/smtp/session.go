@@ -49,6 +49,8 @@ type session struct {
 	given bool
 	judging
 
+	remarks []string // in front of the next answer
+
 	tx      *transaction
 	count   int    // of transactions
 	pending []byte // the command that ended a message between two chunks
@@ -299,8 +301,10 @@ func (n *session) greet() {
 		n.hangUp("refused", noConfigToGive)
 		return
 	}
-	if f, told := n.judgeConnect(); told {
-		n.refuse(f.Reply)
+	f, told := n.judgeConnect()
+	n.remarks = f.Remarks
+	if told {
+		n.hangingUp(f.HangUp, func() { n.refuse(f.Reply) })
 		return
 	}
 	n.say(n.srv.greeting)
@@ -328,6 +332,9 @@ func (n *session) refuse(r reply.Reply) {
 	if r.Class != reply.Permanent {
 		r.Code = 421
 		n.hangUp("refused", r)
+		return
+	}
+	if n.ended != "" {
 		return
 	}
 	r.Code = 554

@@ -135,6 +135,23 @@ var settings = map[string]func(st *stage, v string) error{
 	"mend":       func(st *stage, _ string) error { st.o.Mend = fakeMend; return nil },
 	"transcript": func(st *stage, _ string) error { st.o.Transcript = st.transcript; return nil },
 	"filter":     (*stage).filter,
+	// These are about the filter before.
+	"hangup": func(st *stage, v string) error {
+		end, ok := map[string]pipeline.HangUp{"after": pipeline.HangUpAfter, "at once": pipeline.HangUpAtOnce}[v]
+		if !ok || len(st.filters) == 0 {
+			return errors.New("say hangup: after|at once behind a filter")
+		}
+		st.filters[len(st.filters)-1].verdict.HangUp = end
+		return nil
+	},
+	"remark": func(st *stage, v string) error {
+		if len(st.filters) == 0 {
+			return errors.New("say remark: TEXT behind a filter")
+		}
+		said := &st.filters[len(st.filters)-1].verdict.Remarks
+		*said = append(*said, strings.ReplaceAll(v, `\r\n`, "\r\n"))
+		return nil
+	},
 }
 
 func (st *stage) transcript(*pipeline.Session) io.WriteCloser { return &st.script }
