@@ -142,14 +142,19 @@ type question struct {
 // early runs the steps of a stage that has one subject.
 func (j *Judge) early(ctx context.Context, q question, fate Fate) Fate {
 	var remarks []string
+	enough := false // for this stage
 	for _, i := range j.chain.at[q.stage] {
 		step := &j.chain.steps[i]
-		if !fate.open(step.Always) {
+		if !fate.open(step.Always) || enough && !step.Always {
 			continue
 		}
 		j.consult(ctx, i, q, 1, func(v *Verdict, enforce bool) error {
 			if enforce {
-				fate = fate.after(step.Name, v)
+				if v.StageOnly {
+					enough = true
+				} else {
+					fate = fate.after(step.Name, v)
+				}
 				remarks = append(remarks, v.Remarks...)
 			}
 			return nil

@@ -36,6 +36,9 @@ type Verdict struct {
 	// keeps a thousand of each.
 	Results []AuthResult
 	Symbols []Symbol
+	// StageOnly has an Accept before the message stage count at its stage only: the
+	// filters that follow there are left out, and those of later stages judge.
+	StageOnly bool
 	// HangUp is how the connection goes on behind a verdict that refuses or puts
 	// off. It is for entrances that hold a dialogue; a shim's caller stays.
 	HangUp HangUp
@@ -209,6 +212,9 @@ func (v *Verdict) checkPart(stage Stage) error {
 	}
 	if v.HangUp >= hangUps || v.HangUp != StayOn && v.Action != Reject && v.Action != Defer {
 		return fmt.Errorf("verdict %v cannot end the connection", v.Action)
+	}
+	if v.StageOnly && (v.Action != Accept || editable(stage)) {
+		return fmt.Errorf("verdict %v cannot be for the %v stage only", v.Action, stage)
 	}
 	if len(v.Remarks) > MaxRemarks {
 		return fmt.Errorf("%d remarks, at most %d", len(v.Remarks), MaxRemarks)

@@ -89,6 +89,8 @@ func TestIllegal(t *testing.T) {
 		{"copy's sender", AtMessage, Verdict{Edits: []Edit{{Kind: EditCopy, Copy: &Copy{Envelope: envelope.To("\r", "a")}}}}, "control character"},
 		{"hanging up on nobody refused", AtConnect, Verdict{HangUp: HangUpAfter}, "cannot end the connection"},
 		{"an end that there is not", AtSender, Verdict{Action: Reject, HangUp: 3}, "cannot end the connection"},
+		{"for one stage only, of the message", AtMessage, Verdict{Action: Accept, StageOnly: true}, "for the message stage only"},
+		{"for one stage only, a no", AtSender, Verdict{Action: Reject, StageOnly: true}, "for the sender stage only"},
 		{"too many remarks", AtHelo, Verdict{Remarks: make([]string, MaxRemarks+1)}, "33 remarks"},
 		{"no new head", AtMessage, Verdict{Edits: []Edit{{Kind: EditHead}}}, "is not there"},
 		{"copy's field", AtMessage, Verdict{Edits: []Edit{copyTo("a", message.FieldEdit{Name: ":"})}}, "field name"},
@@ -163,6 +165,42 @@ func TestHangUp(t *testing.T) {
 			t.Errorf("the message: %v %q", o.HangUp, o.Remarks)
 		}
 	})
+}
+
+// TestStageOnly: an Accept for one stage leaves out what follows there, but for
+// what always runs, and nothing of the stages behind.
+func TestStageOnly(t *testing.T) {
+	each := func() *fake {
+		f := &fake{on: map[Stage]func(asked) (Verdict, error){}}
+		for s := AtConnect; s <= AtMessage; s++ {
+			f.on[s] = func(asked) (Verdict, error) { return Verdict{}, nil }
+		}
+		return f
+	}
+	for _, mode := range []Mode{Enforce, Shadow} {
+		behind, always := each(), each()
+		c := newChain(t, ChainOptions{},
+			Step{Filter: says(AtSender, Verdict{Action: Accept, StageOnly: true}), Mode: mode},
+			Step{Filter: behind}, Step{Filter: always, Always: true},
+		)
+		var spool memorySpool
+		runWith(t, context.Background(), &spool, c, txTo("a@example.org"), func(o *Outcome) {
+			if o.Fates[0].Action != Continue {
+				t.Errorf("%v: %+v", mode, o.Fates[0])
+			}
+		})
+		all := fmt.Sprint([]Stage{AtConnect, AtHelo, AtSender, AtRecipient, AtMessage})
+		want := fmt.Sprint([]Stage{AtConnect, AtHelo, AtRecipient, AtMessage})
+		if mode == Shadow {
+			want = all
+		}
+		if got := fmt.Sprint(behind.called()); got != want {
+			t.Errorf("%v: what follows was called at %s", mode, got)
+		}
+		if got := fmt.Sprint(always.called()); got != all {
+			t.Errorf("%v: what always runs was called at %s", mode, got)
+		}
+	}
 }
 
 func TestEditString(t *testing.T) {
