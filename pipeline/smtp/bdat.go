@@ -32,9 +32,9 @@ func ParseBDAT(args string) (size int64, last bool, err error) {
 }
 
 // AppendBDAT appends the command before a chunk of size bytes.
-func AppendBDAT(b []byte, size int, last bool) []byte {
+func AppendBDAT(b []byte, size int64, last bool) []byte {
 	b = append(b, "BDAT "...)
-	b = strconv.AppendInt(b, int64(size), 10)
+	b = strconv.AppendInt(b, size, 10)
 	if last {
 		b = append(b, " LAST"...)
 	}

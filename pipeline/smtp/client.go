@@ -3,6 +3,7 @@ package smtp
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +20,10 @@ type Timeouts struct {
 	// Greeting, Hello, Mail, Rcpt are for the replies to the connection, to EHLO
 	// and HELO, to MAIL and RSET, and to each RCPT; 5 min.
 	Greeting, Hello, Mail, Rcpt time.Duration
+	// Secure is for the reply to STARTTLS, and for a whole handshake; 1 min.
+	Secure time.Duration
+	// Login is for each reply in AUTH; 2 min.
+	Login time.Duration
 	// Data is for the 354; 2 min.
 	Data time.Duration
 	// Write is for each write of up to 16 KiB; 3 min.
@@ -38,6 +43,8 @@ func (t Timeouts) filled() Timeouts {
 		{&t.Hello, 5 * time.Minute},
 		{&t.Mail, 5 * time.Minute},
 		{&t.Rcpt, 5 * time.Minute},
+		{&t.Secure, time.Minute},
+		{&t.Login, 2 * time.Minute},
 		{&t.Data, 2 * time.Minute},
 		{&t.Write, 3 * time.Minute},
 		{&t.Dot, 10 * time.Minute},
@@ -58,6 +65,11 @@ type ClientOptions struct {
 	Timeouts Timeouts
 	// LockStep never pipelines, whatever the server offers.
 	LockStep bool
+	// Chunking sends a message as one chunk (BDAT, RFC 3030) to servers that offer
+	// it. It saves a wait only where they do not pipeline, and a connection lost
+	// behind the last byte leaves in doubt whether they have the message, where DATA
+	// would have ended before the first.
+	Chunking bool
 	// Buffers are shared by clients; nil means buffers of its own.
 	Buffers *Buffers
 }
@@ -93,14 +105,15 @@ func (b *Buffers) put(used *buffers) {
 
 // Client speaks to one server over one connection. It is for one goroutine.
 //
-// The order of calls is Greet, Hello, then Transaction any number of times,
-// then Quit or Close. (STARTTLS and AUTH will stand behind Hello: the first
-// resets the Reader, puts the TLS connection in conn's place and says Hello
-// again.) Once a call has failed, Usable tells whether another may follow.
-// A context that ends breaks off what is waited for, and the connection is of no
-// use then.
+// The order of calls is Greet, Hello, perhaps StartTLS and Hello again, perhaps
+// Login, then Transaction any number of times, then Quit or Close; with implicit
+// TLS, Handshake stands before all of them. Once a call has failed, Usable tells
+// whether another may follow. A context that ends breaks off what is waited for,
+// and the connection is of no use then.
 type Client struct {
-	conn   net.Conn
+	raw    net.Conn // for deadlines and an end without a word
+	conn   net.Conn // what is read and written: raw, or TLS over it
+	secure *tls.ConnectionState
 	o      ClientOptions
 	r      *Reader
 	caps   Capabilities
@@ -120,7 +133,7 @@ func NewClient(conn net.Conn, o ClientOptions) *Client {
 	if o.Buffers == nil {
 		o.Buffers = new(Buffers)
 	}
-	return &Client{conn: conn, o: o, r: NewReader(conn, readBuffer)}
+	return &Client{raw: conn, conn: conn, o: o, r: NewReader(conn, readBuffer)}
 }
 
 // Capabilities are what the server offered in its answer to EHLO.
@@ -132,14 +145,14 @@ func (c *Client) Usable() bool { return c.ready && !c.broken }
 // Close closes the connection without a word.
 func (c *Client) Close() error {
 	c.broken = true
-	return c.conn.Close()
+	return c.raw.Close()
 }
 
 // watch makes the end of ctx break off every read and write until the function
 // returned is called.
 func (c *Client) watch(ctx context.Context) func() {
 	c.ctx = ctx
-	stop := context.AfterFunc(ctx, func() { c.conn.SetDeadline(time.Unix(1, 0)) }) //nolint:errcheck // a closed connection is broken off already
+	stop := context.AfterFunc(ctx, func() { c.raw.SetDeadline(time.Unix(1, 0)) }) //nolint:errcheck // a closed connection is broken off already
 	return func() {
 		if !stop() {
 			c.broken = true
@@ -151,7 +164,7 @@ func (c *Client) watch(ctx context.Context) func() {
 // long line must not have to go out faster than a short one.
 func (c *Client) write(p []byte) (written int, err error) {
 	for {
-		if err := c.conn.SetWriteDeadline(time.Now().Add(c.o.Timeouts.Write)); err != nil {
+		if err := c.raw.SetWriteDeadline(time.Now().Add(c.o.Timeouts.Write)); err != nil {
 			return written, err
 		}
 		if err := c.ctx.Err(); err != nil { // it ended before the deadline was set
@@ -205,7 +218,7 @@ func (c *Client) late(phase Phase, err error) *Error {
 }
 
 func (c *Client) read(timeout time.Duration) (Reply, error) {
-	if err := c.conn.SetReadDeadline(time.Now().Add(timeout)); err != nil {
+	if err := c.raw.SetReadDeadline(time.Now().Add(timeout)); err != nil {
 		return Reply{}, err
 	}
 	if err := c.ctx.Err(); err != nil {
@@ -306,17 +319,40 @@ func (c *Client) reset() *Error {
 	return nil
 }
 
-// Quit says QUIT, waits a moment for the answer, and closes the connection. An
+// Quit says QUIT, waits a moment for the answer and for the server to close the
+// connection, which is when its slot there is free again, and closes it. An
 // error says only that the parting was not a fine one.
 func (c *Client) Quit(ctx context.Context) error {
-	defer c.conn.Close()
 	if c.broken {
-		return nil
+		return c.raw.Close()
 	}
+	defer c.conn.Close()
 	defer c.watch(ctx)()
 	c.broken = true
+	end := time.Now().Add(c.o.Timeouts.Quit)
 	if _, err := c.ask(After, c.o.Timeouts.Quit, "QUIT"); err != nil {
+		c.raw.Close()
 		return err
+	}
+	if c.secure != nil {
+		return nil // the server waits for our close_notify
+	}
+	return c.drain(end)
+}
+
+// drain reads until the server closes the connection, and drops what comes.
+func (c *Client) drain(end time.Time) error {
+	if err := c.raw.SetReadDeadline(end); err != nil {
+		return err
+	}
+	if err := c.ctx.Err(); err != nil {
+		return err
+	}
+	var some [64]byte
+	for range 100 {
+		if _, err := c.conn.Read(some[:]); err != nil {
+			return nil //nolint:nilerr // it is over, whichever way
+		}
 	}
 	return nil
 }

@@ -11,7 +11,8 @@ import (
 
 // DotWriter writes a message as DATA carries it (RFC 5321 §4.5.2): every line
 // ends in CR LF, a line that begins with a dot gets another one, and the dot
-// that ends the message is written by Close alone.
+// that ends the message is written by Close alone. A Client uses it for chunks,
+// too, which know no dots.
 //
 // It takes lines that end in LF or CR LF. A bare CR becomes a line end and a NUL
 // is left out, as message.Repair has it, so that neither reaches the wire
@@ -20,8 +21,35 @@ type DotWriter struct {
 	w        *bufio.Writer
 	within   bool // a line was begun
 	cr       bool // the last byte was a CR
+	plain    bool // a chunk: no dots
+	room     int64
 	repaired int64
 	read     int64
+}
+
+// chunk makes it write a last chunk of exactly size bytes with its command before
+// it: a byte more would be a command, so it fails with ErrChunking before that,
+// and so does Close if there were fewer.
+func (d *DotWriter) chunk(size int64) {
+	d.plain, d.room = true, size
+	d.w.Write(AppendBDAT(d.w.AvailableBuffer(), size, true)) //nolint:errcheck // an error stays with the writer
+}
+
+// text and end write a part of a line and its end.
+func (d *DotWriter) text(p []byte) error {
+	if d.room -= int64(len(p)); d.plain && d.room < 0 {
+		return ErrChunking
+	}
+	_, err := d.w.Write(p)
+	return err
+}
+
+func (d *DotWriter) end() error {
+	if d.room -= 2; d.plain && d.room < 0 {
+		return ErrChunking
+	}
+	_, err := d.w.WriteString("\r\n")
+	return err
 }
 
 // NewDotWriter writes to w, which it does not flush.
@@ -53,7 +81,7 @@ func (d *DotWriter) Write(p []byte) (int, error) {
 func (d *DotWriter) piece(p []byte, clean bool) (int, error) {
 	if d.cr {
 		d.cr, d.within = false, false
-		if _, err := d.w.WriteString("\r\n"); err != nil {
+		if err := d.end(); err != nil {
 			return 0, err
 		}
 		if p[0] == '\n' {
@@ -73,13 +101,13 @@ func (d *DotWriter) piece(p []byte, clean bool) (int, error) {
 		text = p[:i]
 	}
 	if len(text) > 0 {
-		if !d.within && text[0] == '.' {
+		if !d.within && text[0] == '.' && !d.plain {
 			if err := d.w.WriteByte('.'); err != nil {
 				return 0, err
 			}
 		}
 		d.within = true
-		if _, err := d.w.Write(text); err != nil {
+		if err := d.text(text); err != nil {
 			return 0, err
 		}
 	}
@@ -93,24 +121,30 @@ func (d *DotWriter) piece(p []byte, clean bool) (int, error) {
 		d.repaired++
 	default:
 		d.within = false
-		if _, err := d.w.WriteString("\r\n"); err != nil {
+		if err := d.end(); err != nil {
 			return 0, err
 		}
 	}
 	return i + 1, nil
 }
 
-// Close ends the last line and writes the final dot. Nothing else does: a
+// Close ends the last line and writes the final dot, but for a chunk. Nothing else does: a
 // message that failed half-way is not closed.
 func (d *DotWriter) Close() error {
 	if d.cr || d.within {
-		if _, err := d.w.WriteString("\r\n"); err != nil {
+		if err := d.end(); err != nil {
 			return err
 		}
 		if d.cr {
 			d.repaired++
 		}
 		d.cr, d.within = false, false
+	}
+	if d.plain {
+		if d.room != 0 {
+			return ErrChunking
+		}
+		return nil
 	}
 	_, err := d.w.WriteString(".\r\n")
 	return err

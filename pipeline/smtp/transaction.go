@@ -48,8 +48,16 @@ func (o *Outcome) Accepted(i int) bool { return o.Recipients[i].Code/100 == 2 }
 // other (RFC 2920 §3.1).
 const window = 100
 
-// Transaction sends one message: MAIL, a RCPT for each recipient, DATA and the
-// message, pipelined if the server offers it. It returns nil if the server took
+// ErrChunking is in the chain of an Error if the server offered CHUNKING and does
+// not know what a chunk is, or a message could not be told in chunks. The server
+// has nothing of the message, and the connection is of no use; another may do
+// without chunks.
+var ErrChunking = errors.New("the message cannot be sent in chunks")
+
+// Transaction sends one message: MAIL, a RCPT for each recipient, and the message
+// by DATA, or as one chunk if that is wanted, offered, and Content.Size is known;
+// pipelined if the server offers it, but for the chunk, which goes when a
+// recipient was accepted. It returns nil if the server took
 // the message for at least one recipient; Outcome tells for which. Otherwise it
 // returns an *Error, whose Phase is rcpt if every recipient was refused; what
 // Outcome holds by then stands.
@@ -66,7 +74,10 @@ func (c *Client) Transaction(ctx context.Context, e envelope.Envelope, content C
 	if !c.Usable() {
 		return out, &Error{Phase: After, Err: errors.New("the connection cannot carry a message")}
 	}
-	t := transaction{c: c, e: e, content: content, out: &out, pipeline: c.caps.Extensions.Has(Pipelining) && !c.o.LockStep}
+	t := transaction{
+		c: c, e: e, content: content, out: &out, pipeline: c.caps.Extensions.Has(Pipelining) && !c.o.LockStep,
+		chunk: c.o.Chunking && c.caps.Extensions.Has(Chunking) && content.Size > 0,
+	}
 	if err := t.format(); err != nil {
 		return out, &Error{Phase: MailFrom, Err: err}
 	}
@@ -82,6 +93,7 @@ type transaction struct {
 	content  Content
 	out      *Outcome
 	pipeline bool
+	chunk    bool // by BDAT
 	mail     string
 	rcpt     []string
 	accepted int
@@ -175,6 +187,9 @@ func (t *transaction) run() error {
 	if t.accepted == 0 {
 		return t.abandon(RcptTo, t.out.Recipients[len(t.rcpt)-1], data)
 	}
+	if t.chunk {
+		return t.send()
+	}
 	if t.out.Data = data; data.Code != 354 {
 		return t.abandon(Data, data, Reply{})
 	}
@@ -228,7 +243,7 @@ func (t *transaction) lockStep() (Reply, error) {
 			return Reply{}, t.goodbye(RcptTo, rep)
 		}
 	}
-	if t.accepted == 0 {
+	if t.accepted == 0 || t.chunk {
 		return Reply{}, nil
 	}
 	if rep, err = c.ask(Data, c.o.Timeouts.Data, "DATA"); err != nil {
@@ -253,7 +268,7 @@ func (t *transaction) pipelined() (Reply, error) {
 		for _, command := range t.rcpt[first:last] {
 			c.line = append(append(c.line, command...), '\r', '\n')
 		}
-		if last == len(t.rcpt) {
+		if last == len(t.rcpt) && !t.chunk {
 			c.line = append(c.line, "DATA\r\n"...)
 		}
 		if err := c.flush(MailFrom); err != nil {
@@ -262,6 +277,9 @@ func (t *transaction) pipelined() (Reply, error) {
 		if err := t.answers(first, last); err != nil {
 			return Reply{}, err
 		}
+	}
+	if t.chunk {
+		return Reply{}, nil
 	}
 	rep, err := c.reply(Data, c.o.Timeouts.Data)
 	if err != nil {
@@ -295,18 +313,23 @@ func (t *transaction) answers(first, last int) error {
 	return nil
 }
 
-// send sends the message and its final dot.
+// send sends the message and its final dot, or the message as a chunk.
 func (t *transaction) send() error {
 	c := t.c
 	b := c.o.Buffers.get(wire{c})
 	defer c.o.Buffers.put(b)
 	d := NewDotWriter(b.w)
+	if t.chunk {
+		d.chunk(t.content.Size)
+	}
 	err := t.copy(d, b)
 	t.out.Repaired = d.Repaired()
 	if err != nil {
 		return err
 	}
-	if err := d.Close(); err != nil {
+	if err := d.Close(); errors.Is(err, ErrChunking) {
+		return t.cutOff(err)
+	} else if err != nil {
 		return c.late(Body, err)
 	}
 	if err := b.w.Flush(); err != nil {
@@ -321,6 +344,10 @@ func (t *transaction) send() error {
 		return failed
 	}
 	t.out.Final = rep
+	if t.chunk && rep.Code >= 500 && rep.Code <= 504 {
+		c.broken = true // what the server took for commands is not known
+		return &Error{Phase: Data, Reply: rep, Err: ErrChunking}
+	}
 	switch rep.Code / 100 {
 	case 2:
 		c.dirty = false
@@ -348,6 +375,9 @@ func (t *transaction) copy(d *DotWriter, b *buffers) error {
 		}
 		_, err = io.CopyBuffer(&out, struct{ io.Reader }{t.content.From}, b.b)
 	}
+	if errors.Is(out.err, ErrChunking) {
+		return t.cutOff(out.err)
+	}
 	if out.err != nil {
 		return c.late(Body, out.err)
 	}
@@ -355,11 +385,17 @@ func (t *transaction) copy(d *DotWriter, b *buffers) error {
 		err = fmt.Errorf("it has %d bytes, not %d", n, t.content.Length)
 	}
 	if err != nil {
-		c.broken = true
-		c.conn.Close()
-		return &Error{Phase: Body, Err: fmt.Errorf("%w: %w", ErrContent, err)}
+		return t.cutOff(fmt.Errorf("%w: %w", ErrContent, err))
 	}
 	return nil
+}
+
+// cutOff ends the connection in the middle of a message, so that what was sent
+// never counts as one.
+func (t *transaction) cutOff(err error) error {
+	t.c.broken = true
+	t.c.raw.Close()
+	return &Error{Phase: Body, Err: err}
 }
 
 // writeError tells errors of the connection from those of the message.

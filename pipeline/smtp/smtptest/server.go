@@ -5,6 +5,7 @@
 package smtptest
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -37,6 +38,15 @@ type Options struct {
 	// Extensions are the lines of the answer to EHLO; nil means those of
 	// DefaultExtensions, an empty slice none.
 	Extensions []string
+	// TLS makes the server offer STARTTLS, or begin with TLS if Implicit is set.
+	TLS      *tls.Config
+	Implicit bool
+	// Secure are the lines of the answer to EHLO that are there only under TLS.
+	Secure []string
+	// Users have passwords; who says AUTH must be one of them. Logins lists the
+	// mechanisms that are offered, to anybody and without TLS.
+	Users  map[string]string
+	Logins []string
 	// Steps are the server's faults; the first that matches acts.
 	Steps []Step
 	// OneByte writes every answer a byte at a time.
@@ -88,6 +98,9 @@ type Message struct {
 	Size int64
 	// Bare is set if there was a bare CR, a bare LF or a NUL.
 	Bare bool
+	// TLS is how the connection was protected, nil for not. User has logged in.
+	TLS  *tls.ConnectionState
+	User string
 	// Answer is the code with which the final dot was answered, 0 for none.
 	Answer int
 	At     time.Time
@@ -132,8 +145,8 @@ type Server struct {
 	o        Options
 	listener net.Listener
 	greeting string
-	hello    string
-	offered  smtp.Extensions
+	plain    offered // without TLS
+	secure   offered // with it
 	done     chan struct{}
 	wg       sync.WaitGroup
 	scratch  sync.Pool
@@ -179,23 +192,34 @@ func Serve(l net.Listener, o Options) *Server {
 		counts: make([]int, len(o.Steps)),
 	}
 	s.greeting = "220 " + o.Name + " ESMTP"
-	s.hello = "250 " + o.Name
-	for _, e := range o.Extensions {
-		s.hello += "\n250 " + e
-	}
-	s.offered = smtp.ParseCapabilities(smtp.Reply{Code: 250, Text: "x\n" + joined(o.Extensions)}).Extensions
+	s.plain = offer(o, false)
+	s.secure = offer(o, true)
 	s.scratch.New = func() any { return new([8 << 10]byte) }
 	s.wg.Add(1)
 	go s.accept()
 	return s
 }
 
-func joined(all []string) string {
-	s := ""
-	for _, line := range all {
-		s += line + "\n"
+// offered is the answer to EHLO, and what may be used after it.
+type offered struct {
+	hello      string
+	extensions smtp.Extensions
+}
+
+func offer(o Options, secure bool) offered {
+	all := append([]string(nil), o.Extensions...)
+	if secure {
+		all = append(all, o.Secure...)
+	} else if o.TLS != nil && !o.Implicit {
+		all = append(all, "STARTTLS")
 	}
-	return s
+	if len(o.Logins) > 0 {
+		all = append(all, "AUTH "+strings.Join(o.Logins, " "))
+	}
+	return offered{
+		hello:      strings.Join(append([]string{"250 " + o.Name}, all...), "\n250 "),
+		extensions: smtp.ParseCapabilities(smtp.Reply{Code: 250, Text: "x\n" + strings.Join(all, "\n")}).Extensions,
+	}
 }
 
 // Addr is the address that the server listens on.

@@ -2,6 +2,7 @@ package smtptest
 
 import (
 	"bufio"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -31,6 +32,8 @@ type session struct {
 	mail     *smtp.Mail
 	rcpt     []envelope.Recipient
 	messages int
+	secure   *tls.ConnectionState
+	user     string
 }
 
 func newSession(s *Server, conn net.Conn, peer netip.AddrPort, id uint64) *session {
@@ -42,7 +45,13 @@ func newSession(s *Server, conn net.Conn, peer netip.AddrPort, id uint64) *sessi
 
 // serve holds the conversation until one side ends it.
 func (c *session) serve() {
-	_, err := c.answer(Connect, "", c.s.greeting)
+	var err error
+	if c.s.o.TLS != nil && c.s.o.Implicit {
+		err = c.handshake()
+	}
+	if err == nil {
+		_, err = c.answer(Connect, "", c.s.greeting)
+	}
 	for err == nil {
 		err = c.command()
 	}
@@ -92,6 +101,8 @@ var verbs = [...]struct {
 	{"DATA", (*session).doData},
 	{"BDAT", (*session).doBDAT},
 	{"EHLO", (*session).doHello},
+	{"STARTTLS", (*session).doStartTLS},
+	{"AUTH", (*session).doAuth},
 	{"HELO", (*session).doHello},
 	{"LHLO", (*session).doHello},
 	{"RSET", func(c *session, _, _ string) error { c.forget(); return c.plain(Reset, "250 2.0.0 ok") }},
@@ -134,10 +145,7 @@ func (c *session) put(wire string) error {
 func (c *session) answer(at At, what, usual string) (code int, err error) {
 	st := c.s.step(at, what)
 	text := choose(st, usual)
-	if text != "" {
-		_, code = lines(text)
-	}
-	return code, c.act(st, text)
+	return st.code(text), c.act(st, text)
 }
 
 // choose is what is said if st acts, or the usual if it is nil.
@@ -216,7 +224,7 @@ func (c *session) end(st *Step) error {
 }
 
 func (c *session) doHello(verb, args string) error {
-	usual := c.s.hello
+	usual := c.offers().hello
 	if strings.EqualFold(verb, "HELO") {
 		usual, _, _ = strings.Cut(usual, "\n")
 	}
@@ -256,7 +264,14 @@ func (c *session) offered() smtp.Extensions {
 	if !c.extended {
 		return 0
 	}
-	return c.s.offered
+	return c.offers().extensions
+}
+
+func (c *session) offers() offered {
+	if c.secure != nil {
+		return c.s.secure
+	}
+	return c.s.plain
 }
 
 func cutPrefix(s, prefix string) (string, bool) {
@@ -296,7 +311,7 @@ func (c *session) doData(_, _ string) error {
 	if len(c.rcpt) == 0 {
 		usual = "503 5.5.1 RCPT first"
 	}
-	code, err := c.answer(Data, "", usual)
+	code, err := c.answer(Data, "DATA", usual)
 	if err != nil || code != 354 {
 		return err
 	}
@@ -323,7 +338,7 @@ func (c *session) doBDAT(_, args string) error {
 		}
 		return c.say("503 5.5.1 RCPT first")
 	}
-	if st := c.s.step(Data, ""); st != nil {
+	if st := c.s.step(Data, "BDAT"); st != nil {
 		if err := chunks.Skip(); err != nil {
 			return err
 		}
@@ -370,6 +385,7 @@ func (c *session) receive(from io.Reader, bare func() bool) error {
 	}
 	m := &Message{
 		Connection: c.id, Peer: c.peer, Hello: c.hello, Extended: c.extended, Mail: *c.mail, Recipients: c.rcpt, At: c.s.o.Now(),
+		TLS: c.secure, User: c.user,
 	}
 	if err := c.read(m, from); err != nil {
 		return err

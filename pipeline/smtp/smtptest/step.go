@@ -10,19 +10,22 @@ type At uint8
 
 // The points at which a Step can act, in the order of a conversation.
 const (
-	Connect At = iota // before the greeting
-	Hello             // at EHLO or HELO
-	Mail              // at MAIL
-	Rcpt              // at RCPT
-	Data              // at DATA, before the 354; at the first BDAT
-	Body              // within the message, when Step.Bytes of it were read
-	Dot               // after the final dot, before the answer to it
-	After             // after the answer to the final dot
-	Reset             // at RSET
-	Quit              // at QUIT
+	Connect   At = iota // before the greeting
+	Hello               // at EHLO or HELO
+	StartTLS            // at STARTTLS; after an answer of 220 there is a handshake
+	Handshake           // in a handshake, when Step.Bytes of ours were written
+	Auth                // at AUTH
+	Mail                // at MAIL
+	Rcpt                // at RCPT
+	Data                // at DATA, before the 354; at the first BDAT
+	Body                // within the message, when Step.Bytes of it were read
+	Dot                 // after the final dot, before the answer to it
+	After               // after the answer to the final dot
+	Reset               // at RSET
+	Quit                // at QUIT
 )
 
-var atNames = [...]string{"connect", "hello", "mail", "rcpt", "data", "body", "dot", "after", "reset", "quit"}
+var atNames = [...]string{"connect", "hello", "starttls", "handshake", "auth", "mail", "rcpt", "data", "body", "dot", "after", "reset", "quit"}
 
 // String is the point's word.
 func (a At) String() string {
@@ -80,7 +83,7 @@ func ParseEnd(s string) (End, bool) {
 type Step struct {
 	At At
 	// Match limits the step: to an address or "@domain" at Mail and Rcpt, to a verb
-	// at Hello. "" matches everything.
+	// at Hello and Data, to a mechanism at Auth. "" matches everything.
 	Match string
 	// Skip is how many times the point is passed before the step acts, Times how
 	// often it acts, 0 being always; over all connections.
@@ -92,7 +95,9 @@ type Step struct {
 	Reply string
 	// Raw is written as it stands in place of an answer.
 	Raw string
-	// Bytes of the message are read before a step at Body acts.
+	// Bytes of the message are read before a step at Body acts, and so many of the
+	// handshake written before one at Handshake does. In a handshake Raw follows them
+	// as it stands, without TLS.
 	Bytes int64
 	// End is what follows. A conversation that ends without Reply or Raw ends
 	// without an answer.
@@ -107,6 +112,18 @@ func (s *Step) matches(at At, what string) bool {
 		return true
 	}
 	return s.Match[0] == '@' && len(what) > len(s.Match) && strings.EqualFold(what[len(what)-len(s.Match):], s.Match)
+}
+
+// code is that of what a step says: of its Reply, else of Raw's first line.
+func (s *Step) code(text string) int {
+	if text == "" && s != nil {
+		text, _, _ = strings.Cut(s.Raw, "\r\n")
+	}
+	if len(text) < 3 {
+		return 0
+	}
+	_, code := lines(text)
+	return code
 }
 
 // lines is the reply as it goes over the wire, and its code.
