@@ -16,6 +16,7 @@ import (
 
 	"github.com/postern-mta/postern/pipeline/envelope"
 	"github.com/postern-mta/postern/pipeline/message"
+	"github.com/postern-mta/postern/pipeline/program"
 	"github.com/postern-mta/postern/pipeline/reply"
 	process "github.com/postern-mta/postern/pipeline/worker"
 )
@@ -49,12 +50,20 @@ type Env struct {
 	// Workers do what parses hostile input; nil if there are none, as where a
 	// configuration is only looked at.
 	Workers Workers
+	// Programs starts programs that are not ours; nil if nothing may be started,
+	// as where a configuration is only looked at.
+	Programs Programs
 }
 
 // Workers does a job in a process of its own, as worker.Pool does, and returns
 // its answer.
 type Workers interface {
 	Do(ctx context.Context, r process.Request) (answer []byte, err error)
+}
+
+// Programs starts programs, as program.Starter does.
+type Programs interface {
+	Start(spec program.Spec) (*program.Process, error)
 }
 
 // Resolver asks the DNS. Errors are of type *net.DNSError.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/message"
+	"github.com/postern-mta/postern/pipeline/program"
 )
 
 // Env is what a filter gets of a daemon that knows nothing: a log that nobody
@@ -22,9 +23,15 @@ import (
 func Env(t testing.TB) pipeline.Env {
 	t.Helper()
 	now := time.Date(2026, 11, 2, 10, 0, 0, 0, time.UTC)
+	programs := program.New(program.Options{})
+	t.Cleanup(func() {
+		if err := programs.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	return pipeline.Env{
 		Log: slog.New(slog.DiscardHandler), Host: "mx.example.org", Now: func() time.Time { return now },
-		Resolver: NoDNS{}, State: new(State), Spool: newSpool(t),
+		Resolver: NoDNS{}, State: new(State), Spool: newSpool(t), Programs: programs,
 		Secret: func(purpose string) []byte {
 			sum := sha256.Sum256([]byte(purpose))
 			return sum[:]

@@ -1,0 +1,123 @@
+package program
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// child is a process that starts programs, as the daemon sees it.
+type child struct {
+	control *net.UnixConn
+	process *os.Process
+	died    func(error)
+	closing atomic.Bool
+	lost    chan struct{} // closed when it is gone, and its programs with it
+
+	mu       sync.Mutex
+	last     uint64
+	programs map[uint64]*Process // those that have not ended
+}
+
+// add enters a program.
+func (c *child) add() *Process {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last++
+	p := &Process{child: c, id: c.last, begun: make(chan struct{}), done: make(chan struct{})}
+	c.programs[p.id] = p
+	return p
+}
+
+// send sends a packet.
+func (c *child) send(packet, rights []byte) error {
+	_ = c.control.SetWriteDeadline(time.Now().Add(startTimeout))
+	_, _, err := c.control.WriteMsgUnix(packet, rights, nil)
+	return err
+}
+
+// read reads an answer.
+func (c *child) read() (answer, error) {
+	var b [answerSize + 1]byte
+	n, err := c.control.Read(b[:])
+	if err != nil {
+		return answer{}, err
+	}
+	a, ok := parseAnswer(b[:n])
+	if !ok {
+		return answer{}, fmt.Errorf("an answer of %d bytes", n)
+	}
+	return a, nil
+}
+
+// hangUp has the process kill its programs and end.
+func (c *child) hangUp() { _ = c.control.CloseWrite() }
+
+// listen hears the process until it ends.
+func (c *child) listen() {
+	var err error
+	for {
+		var a answer
+		if a, err = c.read(); err != nil {
+			break
+		}
+		c.mu.Lock()
+		p := c.programs[a.id]
+		if p != nil && a.kind != kindStarted {
+			delete(c.programs, a.id)
+		}
+		c.mu.Unlock()
+		if p != nil {
+			p.hear(a)
+		}
+	}
+	c.bury(err)
+}
+
+// bury sees to it that nothing of the process is left.
+func (c *child) bury(err error) {
+	c.control.Close()
+	if !c.closing.Load() {
+		_ = c.process.Kill() // it may be about to end
+	}
+	state, _ := c.process.Wait()
+	c.mu.Lock()
+	rest := c.programs
+	c.programs = nil
+	c.mu.Unlock()
+	killGroups(rest)
+	how := fmt.Errorf("%w: %v", ErrGone, state)
+	if c.died != nil && !c.closing.Load() {
+		c.died(errors.Join(how, err))
+	}
+	for _, p := range rest {
+		p.lose(how)
+	}
+	close(c.lost)
+}
+
+// killGroups kills what is left of programs whose starter has died. The kernel has
+// killed the programs themselves, and nobody else has got their numbers while a
+// process stands in their groups or sessions.
+func killGroups(all map[uint64]*Process) {
+	groups := map[int]bool{}
+	for _, p := range all {
+		if pid := p.Pid(); pid > 1 {
+			groups[pid] = true
+		}
+	}
+	if len(groups) == 0 {
+		return
+	}
+	eachProcess(func(p processStat) {
+		if groups[p.group] || groups[p.session] {
+			_ = unix.Kill(p.pid, unix.SIGKILL)
+		}
+	})
+}
