@@ -64,6 +64,7 @@ var doors = []door{
 	{"queue/store", allLeaves()},
 	{"queue/store/*", slices.Concat(allLeaves(), []string{"queue/store"})},
 	{"queue/schedule", allLeaves()},
+	{"queue/limit", allLeaves()},
 	{"queue/dsn", allLeaves()},
 	{"queue/queuetest", slices.Concat(allLeaves(), []string{"queue", "queue/*"})},
 	{"queue/queuetest/*", slices.Concat(allLeaves(), []string{"queue", "queue/*"})},
