@@ -1,0 +1,260 @@
+package limit
+
+import (
+	"cmp"
+	"fmt"
+	"time"
+)
+
+// How a Control moves.
+const (
+	firstConnections = 4
+	// firstProbe is the time from a refusal to the first connection above the
+	// ceiling, lastProbe the longest time to the next.
+	firstProbe = 10 * time.Minute
+	lastProbe  = 30 * time.Minute
+	// failuresToSleep are the failures running that make a site unreachable,
+	// firstSleep its first pause and lastSleep the longest.
+	failuresToSleep = 3
+	firstSleep      = time.Minute
+	lastSleep       = 30 * time.Minute
+	keptMoves       = 16
+)
+
+// Move is one change of a Control, for people.
+type Move struct {
+	Time time.Time
+	// What was changed, and from what to what.
+	What     string
+	From, To string
+	// Why is the answer or the event behind it.
+	Why string
+}
+
+// Control finds out how much a site wants of a source. The Gate has one for each
+// such pair, and its lock.
+type Control struct {
+	// limit is how many connections there may be; epoch counts its changes.
+	limit int
+	epoch uint32
+	// cut is the epoch that the last cut began; connections that were opened before
+	// it and come through after all take back a part of it, below before.
+	cut    uint32
+	before int
+	// ceiling is the number that worked when there was a refusal, 0 if there was
+	// none; step is by how much it is passed, probing that it is.
+	ceiling, step int
+	probing       bool
+	probeAt       time.Time
+	wait          time.Duration
+
+	open, accepted int // connections
+	peak           int // most accepted at once in this epoch
+	worked         int // messages taken in this epoch, on its connections
+
+	pace pace
+
+	failures int
+	slept    time.Duration
+	until    time.Time
+	why      string
+
+	moves []Move
+	last  time.Time
+}
+
+// conn is a connection as its Control knows it.
+type conn struct {
+	epoch    uint32
+	accepted bool
+	// message is the pace's epoch in which the message under way was begun.
+	message uint32
+}
+
+func newControl() *Control {
+	return &Control{limit: firstConnections, wait: firstProbe}
+}
+
+func (c *Control) moved(now time.Time, what, from, to, why string) {
+	if len(c.moves) == keptMoves {
+		c.moves = append(c.moves[:0], c.moves[1:]...)
+	}
+	c.moves = append(c.moves, Move{now, what, from, to, why})
+}
+
+// change sets the limit and begins an epoch.
+func (c *Control) change(now time.Time, to int, why string) {
+	if to != c.limit {
+		c.moved(now, "connections", fmt.Sprint(c.limit), fmt.Sprint(to), why)
+	}
+	c.limit = to
+	c.epoch++
+	c.peak, c.worked = c.accepted, 0
+}
+
+// connections is how many there may be now, at most most.
+func (c *Control) connections(now time.Time, most int) int {
+	if c.ceiling > 0 && !c.probing && c.limit < most && !now.Before(c.probeAt) && c.limit == c.ceiling {
+		c.probing, c.step = true, 1
+		c.change(now, c.ceiling+1, "a probe above what worked")
+	}
+	return min(c.limit, most)
+}
+
+// opened notes a new connection.
+func (c *Control) opened(now time.Time) conn {
+	c.open++
+	c.last = now
+	return conn{epoch: c.epoch}
+}
+
+// greeted notes that the server has taken a connection.
+func (c *Control) greeted(now time.Time, k *conn) {
+	if k.accepted {
+		return
+	}
+	k.accepted = true
+	c.accepted++
+	c.failures, c.slept = 0, 0
+	c.peak = max(c.peak, c.accepted)
+	if k.epoch < c.cut && c.accepted > c.limit && c.accepted < c.before {
+		// It was under way when the limit was cut: what worked was more.
+		c.ceiling = c.accepted
+		c.moved(now, "connections", fmt.Sprint(c.limit), fmt.Sprint(c.accepted), "more than it seemed had come through")
+		c.limit = c.accepted
+	}
+}
+
+// closed notes that a connection is gone.
+func (c *Control) closed(now time.Time, k *conn) {
+	c.open--
+	c.last = now
+	if k.accepted {
+		c.accepted--
+		k.accepted = false
+	}
+}
+
+// succeeded notes a message that was taken, and raises the limit if there is
+// reason to. most is the configured limit.
+func (c *Control) succeeded(now time.Time, k *conn, most int) {
+	c.last = now
+	c.pace.accepted(now)
+	c.worked++
+	if c.peak < c.limit || c.limit >= most {
+		return
+	}
+	switch {
+	case c.ceiling == 0 && c.worked >= c.limit:
+		c.change(now, min(most, 2*c.limit), "all of them worked")
+	case c.probing:
+		c.ceiling = c.limit
+		c.step *= 2
+		c.wait = firstProbe
+		c.change(now, min(most, c.ceiling+c.step), "more than the ceiling worked")
+	}
+}
+
+// tooMany notes a refusal for the number of connections, and reports whether it
+// moved the limit: refusals of connections that are older than its last change
+// do not.
+func (c *Control) tooMany(now time.Time, k *conn, why string) bool {
+	c.last = now
+	if k.epoch != c.epoch {
+		return false
+	}
+	works := max(1, min(c.working(k), c.limit-1))
+	if c.probing && c.step == 1 {
+		c.wait = min(c.wait*3/2, lastProbe)
+	} else {
+		c.wait = firstProbe
+	}
+	if c.probing {
+		works = max(works, min(c.ceiling, c.working(k)))
+	}
+	c.before, c.ceiling, c.probing = c.limit, works, false
+	c.probeAt = now.Add(c.wait)
+	c.change(now, works, why)
+	c.cut = c.epoch
+	return true
+}
+
+// working is how many connections the server has taken, but for this one.
+func (c *Control) working(k *conn) int {
+	if k.accepted {
+		return c.accepted - 1
+	}
+	return c.accepted
+}
+
+// tooFast notes a refusal for the rate.
+func (c *Control) tooFast(now time.Time, k *conn, why string) bool {
+	c.last = now
+	from, ok := c.pace.refused(now, k.message)
+	if ok {
+		c.moved(now, "messages a second", from, c.pace.String(), why)
+	}
+	return ok
+}
+
+// unreachable notes a connection that was not to be had, or a server with
+// troubles of its own.
+func (c *Control) unreachable(now time.Time, why string) {
+	c.last = now
+	if c.failures++; c.failures < failuresToSleep {
+		return
+	}
+	c.slept = min(lastSleep, max(firstSleep, 2*c.slept))
+	c.sleep(now, c.slept, "cannot be reached: "+why)
+}
+
+// sleep suspends the site for this source.
+func (c *Control) sleep(now time.Time, d time.Duration, why string) {
+	until := now.Add(d)
+	if until.After(c.until) {
+		c.moved(now, "suspended", "", d.String(), why)
+		c.until, c.why = until, why
+	}
+}
+
+// resume ends a suspension.
+func (c *Control) resume() { c.until, c.why, c.failures, c.slept = time.Time{}, "", 0, 0 }
+
+// idle reports whether nothing is worth remembering any more.
+func (c *Control) idle(now time.Time) bool {
+	return c.open == 0 && !now.Before(c.until) && now.Sub(c.last) > forgetAfter
+}
+
+// forgetAfter is how long a Control without connections is remembered: longer
+// than the longest interval between probes, so that a ceiling is not found anew
+// by every message of a site that gets little.
+const forgetAfter = 4 * time.Hour
+
+// ControlState is a Control at an instant, for people.
+type ControlState struct {
+	Limit, Open, Accepted, Ceiling int
+	Probing                        bool
+	ProbeAt                        time.Time
+	// Rate is in messages a second, 0 for no limit.
+	Rate     float64
+	Measured float64
+	Failures int
+	// Until and Why tell of a suspension.
+	Until time.Time
+	Why   string
+	Moves []Move
+}
+
+func (c *Control) state(now time.Time) ControlState {
+	s := ControlState{
+		Limit: c.limit, Open: c.open, Accepted: c.accepted, Ceiling: c.ceiling, Probing: c.probing,
+		Rate: c.pace.rate, Measured: c.pace.measure(now), Failures: c.failures, Moves: append([]Move(nil), c.moves...),
+	}
+	if c.ceiling > 0 && !c.probing {
+		s.ProbeAt = c.probeAt
+	}
+	if now.Before(c.until) {
+		s.Until, s.Why = c.until, cmp.Or(c.why, "suspended")
+	}
+	return s
+}

@@ -1,0 +1,35 @@
+// Package limit says what may be opened and sent now, to whom and from where,
+// and moves its limits by what the servers answer.
+//
+// It promises that no limit is ever exceeded by what it has admitted, however
+// many ask at once; that the tightest limit binds and can be named; that a limit
+// moves at most once for all the refusals of connections that were opened before
+// it moved; and that every site and every address has a limit without anybody
+// configuring one. It does no I/O and starts no goroutine; its clock is its
+// owner's. It is safe for concurrent use.
+//
+// # Levels
+//
+// A connection counts for its site, the site's provider, the groups that the
+// administrator made, the address connected to and the source address, each with
+// bounds of its own (Bounds). Beside these there is a Control for each pair of
+// site and source, which finds out what that site wants of that source.
+//
+// # How a Control moves
+//
+// A site begins with a few connections, and may have twice as many whenever all
+// of them have worked, up to what is configured. A refusal for their number
+// ("too many connections") makes the limit what was working, which is remembered
+// as a ceiling. Above a ceiling one connection more is tried, first after ten
+// minutes and then at growing intervals; if it works, growth goes on in
+// doubling steps, so that a site that has become generous is soon used.
+//
+// A refusal for the rate ("too many messages") halves the rate that was
+// measured, which climbs back by steps to just below what was measured, and is
+// tried above that at the same growing intervals.
+//
+// Greylisting, full mailboxes and refused messages move nothing. A site that
+// cannot be reached sleeps for growing pauses. Where the answer asks for it, as
+// some do after complaints, the site is suspended for this source with the
+// answer as its reason.
+package limit

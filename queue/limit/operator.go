@@ -1,0 +1,218 @@
+package limit
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Suspend admits nothing for a key until then; a zero time means until Resume.
+// What is open stays. It replaces an operator's earlier word about the key.
+func (g *Gate) Suspend(k Key, until time.Time, why string) {
+	g.mu.Lock()
+	defer g.unlock()
+	g.holds[k] = hold{until: until, why: why, suspend: true}
+}
+
+// Set puts bounds over the configured ones until then; a zero time means until
+// Resume.
+func (g *Gate) Set(k Key, b Bounds, until time.Time, why string) {
+	g.mu.Lock()
+	defer g.unlock()
+	g.holds[k] = hold{until: until, why: why, bounds: b}
+	g.wakeAll(k)
+}
+
+// Resume takes an operator's word about a key back and, for a site, the
+// suspensions that its answers brought, from all sources. It reports whether
+// there was anything to take back.
+func (g *Gate) Resume(now time.Time, k Key) bool {
+	g.mu.Lock()
+	defer g.unlock()
+	_, found := g.holds[k]
+	delete(g.holds, k)
+	if k.Level == Site {
+		for p, c := range g.controls {
+			if p.site == k.Name && now.Before(c.until) {
+				c.resume()
+				found = true
+			}
+		}
+	}
+	g.wakeAll(k)
+	if k.Level == Site {
+		g.woken = append(g.woken, k.Name)
+	}
+	return found
+}
+
+// Forget forgets what was found out about a site: its controls, as far as
+// nothing is open.
+func (g *Gate) Forget(site string) (n int) {
+	g.mu.Lock()
+	defer g.unlock()
+	for p, c := range g.controls {
+		if p.site == site && c.open == 0 {
+			delete(g.controls, p)
+			n++
+		}
+	}
+	g.woken = append(g.woken, site)
+	return n
+}
+
+func (g *Gate) wakeAll(k Key) {
+	if c := g.counters[k]; c != nil {
+		g.free(k, len(c.waiting))
+	}
+}
+
+// Sweep forgets what says nothing any more, and wakes whom time alone has let
+// in. The owner calls it about once a minute.
+func (g *Gate) Sweep(now time.Time) {
+	g.mu.Lock()
+	defer g.unlock()
+	for k, h := range g.holds {
+		if !h.holds(now) {
+			delete(g.holds, k)
+			g.wakeAll(k)
+		}
+	}
+	for p, c := range g.controls {
+		if c.idle(now) {
+			delete(g.controls, p)
+			continue
+		}
+		key := Key{Adapted, Path{Site: p.site, Source: p.source}.adapted()}
+		if n := g.counters[key]; n != nil && len(n.waiting) > 0 {
+			g.free(key, max(0, c.connections(now, most(g.bounds(now, Key{Site, p.site}).Connections))-c.open))
+		}
+	}
+	at := now.UnixNano()
+	for k, c := range g.counters {
+		if c.open == 0 && len(c.waiting) == 0 && c.conns <= at && c.msgs <= at && at-c.last > int64(forgetAfter) {
+			delete(g.counters, k)
+		}
+	}
+}
+
+// Line is one limit as an operator sees it.
+type Line struct {
+	Key  Key
+	What string
+	// Limit is the bound, "none" without one; Used what there is now.
+	Limit, Used string
+	// Binds is set if this is what keeps the next connection or message.
+	Binds bool
+	Until time.Time
+	Why   string
+}
+
+// Explanation is everything that decides about a path now.
+type Explanation struct {
+	Path    Path
+	Lines   []Line
+	Control ControlState
+	// Binding is what keeps the next connection, nil if nothing does.
+	Binding *Refusal
+}
+
+// Explain says what holds for a path, and changes nothing.
+func (g *Gate) Explain(now time.Time, p Path, addresses ...string) Explanation {
+	g.mu.Lock()
+	defer g.unlock()
+	e := Explanation{Path: p}
+	keys := p.keys()
+	for _, a := range addresses {
+		keys = append(keys, Key{Address, a})
+	}
+	for _, k := range keys {
+		b := g.bounds(now, k)
+		c := g.counters[k]
+		if c == nil {
+			c = &counter{}
+		}
+		no := g.look(now, k, b, c)
+		for _, l := range []Line{
+			{Key: k, What: "connections", Limit: countText(b.Connections), Used: fmt.Sprint(c.open)},
+			{Key: k, What: "new connections", Limit: b.NewConnections.String(), Used: fmt.Sprint(c.connsN)},
+			{Key: k, What: "messages", Limit: b.Messages.String(), Used: fmt.Sprint(c.msgsN)},
+			{Key: k, What: "messages a connection", Limit: countText(b.MessagesEach)},
+			{Key: k, What: "recipients a connection", Limit: countText(b.RecipientsEach)},
+		} {
+			if no != nil && no.What == l.What {
+				l.Until, l.Why = no.Until, no.Why
+			}
+			if l.Limit != "" || l.What == "connections" {
+				e.Lines = append(e.Lines, l)
+			}
+		}
+		if k.Level != Address {
+			e.Binding = tighter(e.Binding, no)
+		}
+	}
+	control := g.controls[pair{p.Site, p.Source}]
+	if control == nil {
+		control = newControl()
+	}
+	e.Control = control.state(now)
+	e.Binding = tighter(e.Binding, g.lookControl(now, p, control))
+	if e.Binding != nil {
+		for i := range e.Lines {
+			e.Lines[i].Binds = e.Lines[i].Key == e.Binding.Key && e.Lines[i].What == e.Binding.What
+		}
+	}
+	return e
+}
+
+func countText(n int) string {
+	switch {
+	case n == None:
+		return "none"
+	case n == 0:
+		return ""
+	}
+	return fmt.Sprint(n)
+}
+
+// look is admits without making a counter.
+func (g *Gate) look(now time.Time, k Key, b Bounds, c *counter) *Refusal {
+	if g.counters[k] != nil {
+		return g.admits(now, k, b)
+	}
+	if h, ok := g.holds[k]; ok && h.suspend && h.holds(now) {
+		return &Refusal{Key: k, What: "suspended", Until: h.until, Why: h.why}
+	}
+	return nil
+}
+
+// lookControl is controlAdmits without a probe being begun.
+func (g *Gate) lookControl(now time.Time, p Path, c *Control) *Refusal {
+	copied := *c
+	copied.moves = nil
+	return g.controlAdmits(now, p, &copied)
+}
+
+// SiteState is a site with what is known of it, for a list.
+type SiteState struct {
+	Site, Source string
+	Control      ControlState
+}
+
+// Sites lists the sites that are remembered, by name.
+func (g *Gate) Sites(now time.Time) []SiteState {
+	g.mu.Lock()
+	defer g.unlock()
+	all := make([]SiteState, 0, len(g.controls))
+	for p, c := range g.controls {
+		all = append(all, SiteState{p.site, p.source, c.state(now)})
+	}
+	slices.SortFunc(all, func(a, b SiteState) int {
+		if n := strings.Compare(a.Site, b.Site); n != 0 {
+			return n
+		}
+		return strings.Compare(a.Source, b.Source)
+	})
+	return all
+}
