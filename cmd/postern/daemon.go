@@ -32,6 +32,7 @@ type daemon struct {
 	spool    message.Spooler // the queue's, if there is one
 	resolver *resolve.Resolver
 	workers  *workers
+	programs *programs
 	engine   *engine // nil if nothing comes into our own queue
 	// quarantine is nil if there is no engine.
 	quarantine *quarantine
@@ -77,7 +78,7 @@ func (d *daemon) open(first *config.Config) (err error) {
 	if _, err := d.memory.store(); err != nil {
 		return err
 	}
-	d.workers = &workers{directory: d.state.path, log: d.log}
+	d.workers, d.programs = &workers{directory: d.state.path, log: d.log}, newPrograms(d.log)
 	if d.resolver, err = newResolver(first); err != nil {
 		return err
 	}
@@ -121,7 +122,7 @@ func (d *daemon) open(first *config.Config) (err error) {
 
 // env is what filters may use.
 func (d *daemon) env() pipeline.Env {
-	return pipeline.Env{Log: d.log, Now: time.Now, Resolver: d.resolver, Spool: d.spool, Secret: derive(d.state.secret), Workers: d.workers}
+	return pipeline.Env{Log: d.log, Now: time.Now, Resolver: d.resolver, Spool: d.spool, Secret: derive(d.state.secret), Workers: d.workers, Programs: d.programs}
 }
 
 // use puts a configuration into force: chains first, then entrances. If it
@@ -276,6 +277,7 @@ func (d *daemon) closeAll() error {
 	}
 	errs = append(errs, d.chains.Swap(nil), d.memory.close())
 	d.workers.close()
+	d.programs.close()
 	d.vault.close()
 	d.logins.close()
 	d.lists.Load().close()

@@ -96,7 +96,9 @@ func runExplain(ctx context.Context, f explainFlags, file string, stdin io.Reade
 	}
 	pool := &workers{log: env.Log}
 	defer pool.close()
-	env.Workers = pool
+	runs := newPrograms(env.Log)
+	defer runs.close()
+	env.Workers, env.Programs = pool, runs
 	secret, noSecret := readSecret(c.State)
 	if noSecret == nil {
 		env.Secret = derive(secret)

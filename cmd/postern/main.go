@@ -16,8 +16,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/postern-mta/postern/cmd/postern/config"
-	"github.com/postern-mta/postern/filters/rcptcheck"
 	"github.com/postern-mta/postern/pipeline"
+	"github.com/postern-mta/postern/pipeline/program"
 	"github.com/postern-mta/postern/pipeline/reply"
 	"github.com/postern-mta/postern/pipeline/worker"
 )
@@ -30,7 +30,7 @@ const defaultConfig = "/etc/postern/postern.toml"
 
 func main() {
 	worker.Main(jobs()) // a process of the daemon's pool does not return
-	rcptcheck.Main()    // nor does one that starts programs
+	program.Main()      // nor does one that starts programs
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
@@ -85,7 +85,7 @@ Begin with "postern demo", then write a configuration and "postern check" it.`,
 	}
 	c.AddCommand(
 		serveCommand(), checkCommand(), explainCommand(), mimeCommand(), filterCommand(), statusCommand(), reloadCommand(),
-		queueCommand(), quarantineCommand(), queueDirectCommand(), qstatCommand(), qreadCommand(), metricsCommand(), configCommand(), dkimCommand(), passwordCommand(), greylistCommand(), ratelimitCommand(), rewriteCommand(), checkpasswordHelperCommand(), sinkCommand(), demoCommand(), manCommand(), versionCommand(),
+		queueCommand(), quarantineCommand(), queueDirectCommand(), qstatCommand(), qreadCommand(), metricsCommand(), configCommand(), importCommand(), dkimCommand(), passwordCommand(), greylistCommand(), ratelimitCommand(), rewriteCommand(), checkpasswordHelperCommand(), sinkCommand(), demoCommand(), manCommand(), versionCommand(),
 	)
 	return c
 }

@@ -19,15 +19,15 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/postern-mta/postern/cmd/postern/admin"
-	"github.com/postern-mta/postern/filters/rcptcheck"
 	"github.com/postern-mta/postern/pipeline/envelope"
+	"github.com/postern-mta/postern/pipeline/program"
 	"github.com/postern-mta/postern/pipeline/worker"
 )
 
 // TestMain lets the test binary stand in for the programs that the scripts run.
 func TestMain(m *testing.M) {
 	worker.Main(jobs())
-	rcptcheck.Main()
+	program.Main()
 	// A program that was built with -race sleeps for a second before it ends,
 	// unless it is told not to; the scripts run hundreds.
 	os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE")) //nolint:errcheck // it cannot fail

@@ -97,6 +97,9 @@ func (s *directShim) work(ctx context.Context, file, name string, stderr io.Writ
 		return x, err
 	}
 	defer d.state.Close()
+	d.workers, d.programs = &workers{directory: d.state.path, log: d.log}, newPrograms(d.log)
+	defer d.workers.close()
+	defer d.programs.close()
 	d.memory = newMemory(first, d.log)
 	defer d.memory.close() //nolint:errcheck // the message has been answered for
 	if d.resolver, err = newResolver(first); err != nil {

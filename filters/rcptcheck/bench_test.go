@@ -32,7 +32,7 @@ func BenchmarkRecipient(b *testing.B) {
 	tx := &pipeline.Transaction{Session: session, Envelope: envelope.To("a@example.net")}
 	run := func(name string, floor float64, address func(i int) string, want pipeline.Action, c Check) {
 		b.Run(name, func(b *testing.B) {
-			f, err := New(pipeline.Env{}, Options{Checks: []Check{c}})
+			f, err := New(filtertest.Env(b), Options{Checks: []Check{c}})
 			if err != nil {
 				b.Fatal(err)
 			}

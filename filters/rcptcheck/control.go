@@ -190,8 +190,7 @@ func (c *control) program(ctx context.Context, words []string, address string, t
 	}
 	path := c.path(words[0])
 	for _, name := range names {
-		q := request{Path: path, Args: words[1:], Env: environment(address, tx), Extra: addressFD}
-		code, _, err := c.runner.run(ctx, path, c.wait, q, name+"\x00\x00\x00")
+		code, _, err := c.runner.run(ctx, c.wait, job{path: path, args: words[1:], env: environment(address, tx), extra: addressFD, input: name + "\x00\x00\x00"})
 		switch {
 		case err != nil:
 			return finding{}, fmt.Errorf("%s: %w", reply.Clean(path, 200), err)

@@ -2,18 +2,17 @@ package rcptcheck
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/postern-mta/postern/pipeline"
+	start "github.com/postern-mta/postern/pipeline/program"
 	"github.com/postern-mta/postern/pipeline/reply"
 )
 
@@ -71,7 +70,7 @@ func (p *program) ask(ctx context.Context, address string, tx *pipeline.Transact
 	if strings.Contains(address, "\x00") {
 		return finding{}, nil // nobody has such an address, and no environment can name it
 	}
-	code, said, err := p.runner.run(ctx, p.path, p.wait, request{Path: p.path, Args: p.args, Env: append(environment(address, tx), "USE_FD4=1"), Extra: textFD}, "")
+	code, said, err := p.runner.run(ctx, p.wait, job{path: p.path, args: p.args, env: append(environment(address, tx), "USE_FD4=1"), extra: textFD})
 	if err != nil {
 		return finding{}, err
 	}
@@ -148,33 +147,26 @@ func environment(address string, tx *pipeline.Transaction) []string {
 type runner struct {
 	log      *slog.Logger
 	places   chan struct{}
-	starters []starter
+	programs pipeline.Programs // nil: nothing can be run here
 }
 
-// perStarter is how many programs a starter has at a time, each with a thread.
-const perStarter = 64
-
-func newRunner(log *slog.Logger, programs int) *runner {
-	return &runner{log: log, places: make(chan struct{}, programs), starters: make([]starter, (programs+perStarter-1)/perStarter)}
-}
-
-// take takes a place at the first starter that has one free; one is.
-func (r *runner) take() *starter {
-	for {
-		for i := range r.starters {
-			s := &r.starters[i]
-			if s.programs.Add(1) <= perStarter {
-				return s
-			}
-			s.programs.Add(-1)
-		}
-	}
+// job is a program to run.
+type job struct {
+	path      string
+	args, env []string
+	// extra is the number that it shall know its third descriptor by, and input
+	// what it finds there; if that is "", it may write to it instead.
+	extra int
+	input string
 }
 
 // run runs a program to its end, and has it killed, with what it has started,
-// when its time is over. input is what it finds on its third descriptor; if that
-// is "", it may write to it instead, and said is what. code is how it exited.
-func (r *runner) run(ctx context.Context, name string, wait time.Duration, q request, input string) (code int, said string, err error) {
+// when its time is over. said is what it wrote to its third descriptor, code how
+// it exited.
+func (r *runner) run(ctx context.Context, wait time.Duration, j job) (code int, said string, err error) {
+	if r.programs == nil {
+		return 0, "", errors.New("no program can be run here")
+	}
 	select {
 	case r.places <- struct{}{}:
 		defer func() { <-r.places }()
@@ -186,66 +178,43 @@ func (r *runner) run(ctx context.Context, name string, wait time.Duration, q req
 	if err := ctx.Err(); err != nil {
 		return 0, "", err
 	}
-	q.CPU = uint64(wait/time.Second) + maxCPU
 	out, err := newOutput(maxOutput)
 	if err != nil {
 		return 0, "", err
 	}
 	defer out.close()
 	extra, text := out.theirs, &output{}
-	if input == "" {
+	if j.input == "" {
 		if text, err = newOutput(reply.MaxText); err == nil {
 			defer text.close()
 			extra = text.theirs
 		}
-	} else if extra, err = filled(input); err == nil {
+	} else if extra, err = filled(j.input); err == nil {
 		defer extra.Close()
 	}
 	if err != nil {
 		return 0, "", err
 	}
-	starter := r.take()
-	defer starter.programs.Add(-1)
-	conn, ended, err := starter.start(&q, out.theirs, extra)
+	p, err := r.programs.Start(start.Spec{
+		Path: j.path, Args: append([]string{j.path}, j.args...), Env: j.env, Files: map[int]*os.File{1: out.theirs, 2: out.theirs, j.extra: extra},
+		Limits: start.Limits{Memory: maxMemory, FileSize: maxWrite, Files: maxFiles, CPU: int64(wait/time.Second) + maxCPU},
+	})
 	if err != nil {
-		return 0, "", err
+		return 0, "", fmt.Errorf("it cannot be run: %w", err)
 	}
-	defer conn.Close()
-	e, late, err := await(ctx, conn)
-	if errors.Is(err, errStarterGone) {
-		starter.lost(ended)
-	}
-	written := out.text()
-	if written != "" {
-		r.log.Info("a program for rcptcheck says", "program", name, "text", written)
+	e, err := p.Wait(ctx)
+	if written := out.text(); written != "" {
+		r.log.Info("a program for rcptcheck says", "program", reply.Clean(j.path, 200), "text", written)
 	}
 	switch {
-	case late:
-		return 0, "", fmt.Errorf("it was killed: %w", ctx.Err())
+	case ctx.Err() != nil && err != nil:
+		return 0, "", fmt.Errorf("it was killed: %w", err)
 	case err != nil:
 		return 0, "", err
-	case e.Error != "":
-		return 0, "", fmt.Errorf("it cannot be run: %s", e.Error)
-	case !e.Status.Exited():
-		return 0, "", fmt.Errorf("it died: signal: %s", e.Status.Signal())
+	case e.Exit < 0:
+		return 0, "", fmt.Errorf("it died: %v", e)
 	}
-	return e.Status.ExitStatus(), text.text(), nil
-}
-
-// await waits for the end of a program. late is whether its time was over first.
-func await(ctx context.Context, conn *net.UnixConn) (e ending, late bool, err error) {
-	stop := context.AfterFunc(ctx, func() {
-		_ = conn.CloseWrite() // it is killed
-		_ = conn.SetReadDeadline(time.Now().Add(startTimeout))
-	})
-	err = json.NewDecoder(conn).Decode(&e)
-	if !stop() {
-		return e, true, nil
-	}
-	if err != nil {
-		err = fmt.Errorf("%w: %w", errStarterGone, err)
-	}
-	return e, false, err
+	return e.Exit, text.text(), nil
 }
 
 // filled is a pipe that holds a text, which must be short.

@@ -72,8 +72,8 @@
 // lines. On descriptor 4 (USE_FD4=1 tells it so) it may write one line, a code of
 // 400 to 599 and a text, which the peer hears in place of ours after exit 100
 // and 113; a code of 4xx puts the recipient off. It has no other descriptor, and
-// a process group of its own that is killed when it ends or its time ("wait") is
-// over. From its first instruction on it may use a bounded amount of memory, of
+// a session of its own; when it ends or its time ("wait") is over, it is killed
+// with everything that it has started. From its first instruction on it may use a bounded amount of memory, of
 // processor time and of disk. One that crashes, takes too long or cannot be run
 // is an error.
 //
@@ -193,7 +193,6 @@ type Filter struct {
 	all, trusted bool
 	answer       pipeline.Verdict
 	log          *slog.Logger
-	runner       *runner
 }
 
 // check is one check with whom it is asked about.
@@ -228,7 +227,7 @@ type source interface {
 	close() error
 }
 
-// New makes an rcptcheck filter. It uses the environment's Log and Now. The
+// New makes an rcptcheck filter. It uses the environment's Log, Now and Programs. The
 // errors say by a method Key which key they are about. Files and programs that
 // are missing are told to the log, and are errors when they are needed.
 func New(env pipeline.Env, o Options) (*Filter, error) {
@@ -255,8 +254,7 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 		f.answer.Action, code = pipeline.Defer, 450
 	}
 	f.answer.Reply = reply.Make(code, reply.Enhanced{Subject: 1, Detail: 1}, text)
-	r := newRunner(f.log, orElse(o.Programs, defaultPrograms))
-	f.runner = r
+	r := &runner{log: f.log, places: make(chan struct{}, orElse(o.Programs, defaultPrograms)), programs: env.Programs}
 	kept := &cache{now: now, size: orElse(o.CacheSize, defaultCacheSize), yes: o.ValidFor, no: o.InvalidFor}
 	for _, c := range o.Checks {
 		made := check{source: c.source(f.log, now, r, kept)}
@@ -304,9 +302,6 @@ func (f *Filter) Close() error {
 	var errs []error
 	for _, c := range f.checks {
 		errs = append(errs, c.close())
-	}
-	for i := range f.runner.starters {
-		f.runner.starters[i].close()
 	}
 	return errors.Join(errs...)
 }

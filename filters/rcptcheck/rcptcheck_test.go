@@ -143,7 +143,9 @@ type rig struct {
 func newRig(t testing.TB, o Options) *rig {
 	t.Helper()
 	r := &rig{t: t, log: new(logged), clock: time.Date(2026, 11, 2, 10, 0, 0, 0, time.UTC)}
-	f, err := New(pipeline.Env{Now: r.now, Log: slog.New(slog.NewTextHandler(r.log, nil))}, o)
+	env := filtertest.Env(t)
+	env.Now, env.Log = r.now, slog.New(slog.NewTextHandler(r.log, nil))
+	f, err := New(env, o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -224,8 +224,12 @@ func (s *Starter) spawn() (*child, error) {
 	}
 	defer null.Close()
 	args := []string{starterName, starterMark, strconv.Itoa(os.Getpid()), accountsText(s.options.Users)}
+	env := []string{}
+	if raceDetector { // or its end takes a second
+		env = append(env, "GORACE=atexit_sleep_ms=0")
+	}
 	process, err := os.StartProcess("/proc/self/exe", args, &os.ProcAttr{
-		Dir: "/", Env: []string{}, Files: []*os.File{null, null, os.Stderr, theirs},
+		Dir: "/", Env: env, Files: []*os.File{null, null, os.Stderr, theirs},
 		Sys: &syscall.SysProcAttr{Setpgid: true},
 	})
 	if err != nil {
