@@ -1,0 +1,219 @@
+package host
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-plugin"
+
+	"github.com/postern-mta/postern/pipeline/program"
+)
+
+// maxHandshake bounds the line by which a plugin says where it listens.
+const maxHandshake = 4 << 10
+
+// binaryFile is the descriptor by which a plugin's program is executed, and
+// that an interpreter reads it from.
+const binaryFile = 3
+
+// runner is a plugin's program as go-plugin wants to start it: a runner.Runner.
+// It hands its standard output to go-plugin as far as the first line, and what
+// comes after that, and its standard error, to the log.
+type runner struct {
+	settings *Settings
+	place    *place
+	programs Programs
+	log      *slog.Logger
+	out, err *lines
+	env      []string // go-plugin's own
+
+	binary    *binary
+	process   *program.Process
+	handshake *io.PipeReader
+	reading   sync.WaitGroup
+	socket    string // set once the plugin has said where it listens
+}
+
+func newRunner(s *Settings, p *place, programs Programs, log *slog.Logger, now func() time.Time) *runner {
+	return &runner{
+		settings: s, place: p, programs: programs, log: log,
+		out: newLines(log, "stdout", slog.LevelInfo, now), err: newLines(log, "stderr", slog.LevelInfo, now),
+	}
+}
+
+// Start starts the program.
+func (r *runner) Start(context.Context) (err error) {
+	if r.binary, err = openBinary(r.settings.Command[0], r.settings.SHA256); err != nil {
+		return err
+	}
+	outR, outW, err := os.Pipe()
+	if err != nil {
+		return errors.Join(err, r.binary.Close())
+	}
+	errR, errW, err := os.Pipe()
+	if err != nil {
+		return errors.Join(err, outR.Close(), outW.Close(), r.binary.Close())
+	}
+	r.process, err = r.programs.Start(r.spec(outW, errW))
+	outW.Close()
+	errW.Close()
+	if err != nil {
+		outR.Close()
+		errR.Close()
+		return errors.Join(r.reword(err), r.binary.Close())
+	}
+	handshake, first := io.Pipe()
+	r.handshake = handshake
+	r.reading.Add(2)
+	go func() {
+		defer r.reading.Done()
+		defer outR.Close()
+		r.readOut(outR, first)
+	}()
+	go func() {
+		defer r.reading.Done()
+		defer errR.Close()
+		r.err.drain(errR)
+	}()
+	return nil
+}
+
+// reword tells of an error without the descriptor's path.
+func (r *runner) reword(err error) error {
+	var e *program.StartError
+	if errors.As(err, &e) {
+		return fmt.Errorf("%w: %w", e.Kind, e.Err)
+	}
+	return err
+}
+
+func (r *runner) spec(out, errs *os.File) program.Spec {
+	s := r.settings
+	limits := program.Limits{Memory: max(s.Memory, program.Unlimited), CPU: program.Unlimited, Files: maxFiles}
+	if s.CPU > 0 {
+		limits.CPU = max(1, int64(s.CPU/time.Second))
+	}
+	return program.Spec{
+		Path: "/proc/self/fd/" + strconv.Itoa(binaryFile), Args: s.Command, Env: r.environment(), Dir: r.place.state,
+		Files: map[int]*os.File{1: out, 2: errs, binaryFile: r.binary.File}, User: s.User, Limits: limits,
+	}
+}
+
+// maxFiles is how many descriptors a plugin may have open.
+const maxFiles = 4096
+
+// environment is a plugin's: what go-plugin tells it, a few variables that
+// programs cannot do without, and what the administrator names.
+func (r *runner) environment() []string {
+	env := map[string]string{"PATH": searchPath, "HOME": r.place.state, "TMPDIR": r.place.state, "LANG": "C.UTF-8"}
+	for name, value := range r.settings.Env {
+		env[name] = value
+	}
+	for _, v := range r.env {
+		if name, value, ok := strings.Cut(v, "="); ok {
+			env[name] = value
+		}
+	}
+	env[plugin.EnvUnixSocketDir] = r.place.run
+	if !r.place.own {
+		// The directory gives the socket our group; this has the plugin let it in.
+		env[plugin.EnvUnixSocketGroup] = strconv.Itoa(os.Getegid())
+	}
+	all := make([]string, 0, len(env))
+	for name, value := range env {
+		all = append(all, name+"="+value)
+	}
+	slices.Sort(all)
+	return all
+}
+
+// searchPath is where plugins find programs.
+const searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// readOut gives the first line to go-plugin and the rest to the log.
+func (r *runner) readOut(out io.Reader, first *io.PipeWriter) {
+	b := bufio.NewReaderSize(out, maxHandshake)
+	line, err := b.ReadSlice('\n')
+	switch {
+	case err == nil:
+		first.Write(line) //nolint:errcheck // nobody listens any more
+	case len(line) > 0:
+		r.out.Write(line) //nolint:errcheck // it never fails
+	}
+	first.Close()
+	r.out.drain(b)
+}
+
+// Stdout is the first line.
+func (r *runner) Stdout() io.ReadCloser { return r.handshake }
+
+// Stderr is empty: it goes to the log by itself.
+func (r *runner) Stderr() io.ReadCloser { return io.NopCloser(strings.NewReader("")) }
+
+// Name is the program.
+func (r *runner) Name() string { return r.settings.Command[0] }
+
+// ID is the process number.
+func (r *runner) ID() string { return strconv.Itoa(r.process.Pid()) }
+
+// Diagnose has nothing to add.
+func (r *runner) Diagnose(context.Context) string { return "" }
+
+// Wait waits for the program's end.
+func (r *runner) Wait(context.Context) error {
+	<-r.process.Done()
+	return nil
+}
+
+// Kill kills it, with all that it has started.
+func (r *runner) Kill(context.Context) error {
+	r.process.Kill()
+	return nil
+}
+
+// HostToPlugin is of no use here.
+func (r *runner) HostToPlugin(network, address string) (string, string, error) {
+	return network, address, nil
+}
+
+// PluginToHost looks at where the plugin says that it listens: a socket in the
+// directory that it was given. We talk to nobody else.
+func (r *runner) PluginToHost(network, address string) (string, string, error) {
+	if network != "unix" || filepath.Dir(address) != r.place.run || filepath.Clean(address) != address {
+		return "", "", fmt.Errorf("it says that it listens on %.80q %.200q, which is no Unix socket in the directory of $%s", network, address, plugin.EnvUnixSocketDir)
+	}
+	info, err := os.Lstat(address)
+	if err != nil {
+		return "", "", fmt.Errorf("its socket: %w", err)
+	}
+	if info.Mode()&os.ModeType != os.ModeSocket {
+		return "", "", fmt.Errorf("it says that it listens on %.200q, which is no socket", address)
+	}
+	r.socket = address
+	return network, address, nil
+}
+
+// end waits until nothing of the program is left, and tidies up.
+func (r *runner) end() {
+	if r.process == nil {
+		return
+	}
+	<-r.process.Done()
+	r.handshake.Close()
+	r.reading.Wait()
+	if r.socket != "" {
+		os.Remove(r.socket) //nolint:errcheck // the next start sweeps what is left behind
+	}
+	r.binary.Close()
+}
