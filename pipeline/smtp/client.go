@@ -326,16 +326,15 @@ func (c *Client) Quit(ctx context.Context) error {
 	if c.broken {
 		return c.raw.Close()
 	}
-	defer c.conn.Close()
+	defer c.raw.Close()
 	defer c.watch(ctx)()
 	c.broken = true
 	end := time.Now().Add(c.o.Timeouts.Quit)
 	if _, err := c.ask(After, c.o.Timeouts.Quit, "QUIT"); err != nil {
-		c.raw.Close()
 		return err
 	}
-	if c.secure != nil {
-		return nil // the server waits for our close_notify
+	if secure, ok := c.conn.(*tls.Conn); ok {
+		secure.CloseWrite() //nolint:errcheck // the server may have gone already
 	}
 	return c.drain(end)
 }
@@ -350,7 +349,7 @@ func (c *Client) drain(end time.Time) error {
 	}
 	var some [64]byte
 	for range 100 {
-		if _, err := c.conn.Read(some[:]); err != nil {
+		if _, err := c.raw.Read(some[:]); err != nil {
 			return nil //nolint:nilerr // it is over, whichever way
 		}
 	}

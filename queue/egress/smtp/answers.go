@@ -20,8 +20,33 @@ var (
 	badAddress = reply.Make(553, reply.Enhanced{Subject: 1, Detail: 3}, "The recipient address cannot be used in SMTP.")
 	needsUTF8  = reply.Make(553, reply.Enhanced{Subject: 6, Detail: 7}, "The server does not take internationalized mail (SMTPUTF8).")
 	needs8Bit  = reply.Make(554, reply.Enhanced{Subject: 6, Detail: 3}, "The message is 8-bit and the server does not take that (8BITMIME).")
-	needsTLS   = reply.Make(550, reply.Enhanced{Subject: 7, Detail: 30}, "The message requires TLS (REQUIRETLS), which cannot be had on the way to this domain.")
+
+	// Those of RFC 8689 §4.2.1 are permanent, and say why.
+	needsTLS         = reply.Make(550, reply.Enhanced{Subject: 7, Detail: 30}, "The message requires TLS on all its way (REQUIRETLS), which the server does not offer.")
+	needsEncryption  = reply.Make(550, reply.Enhanced{Subject: 7, Detail: 10}, "The message requires TLS (REQUIRETLS), which cannot be had on the way to this domain.")
+	needsCertificate = reply.Make(550, reply.Enhanced{Subject: 7, Detail: 10}, "The message requires TLS with a server that is who it says (REQUIRETLS), and this one does not prove it.")
+	tlsUnknown       = reply.Make(451, reply.Enhanced{Subject: 7, Detail: 5}, "How TLS must be on the way to this domain cannot be found out.")
 )
+
+func tlsMissing(address string) reply.Reply {
+	return reply.Make(451, reply.Enhanced{Subject: 7, Detail: 4}, "Connected to "+address+" but TLS is required here and the server does not offer it.")
+}
+
+func tlsUntrusted(address string) reply.Reply {
+	return reply.Make(451, reply.Enhanced{Subject: 7, Detail: 5}, "Connected to "+address+" but its certificate is not what is required here.")
+}
+
+func tlsFailed(address, said string) reply.Reply {
+	r := connected(address, "TLS failed.", said)
+	r.Enhanced = reply.Enhanced{Subject: 7, Detail: 5}
+	return r
+}
+
+func loginFailed(address, said string) reply.Reply {
+	r := connected(address, "could not log in.", said)
+	r.Enhanced = reply.Enhanced{Subject: 7, Detail: 8}
+	return r
+}
 
 func noHost(name string) reply.Reply {
 	return reply.Make(550, reply.Enhanced{Subject: 1, Detail: 2}, "Sorry, I couldn't find any host named "+name+".")

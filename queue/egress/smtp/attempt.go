@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"syscall"
 
 	"golang.org/x/net/idna"
 
@@ -27,6 +25,14 @@ type attempt struct {
 	// were.
 	fallback Result
 	sessions int
+	// unsuited are the sessions with servers that lack what REQUIRETLS asks for; all
+	// the others are to be asked (RFC 8689 §4.2.1).
+	unsuited int
+	// unreached is set if an address might have given another answer at another time.
+	unreached bool
+	// again is set if a session came to nothing for which the message and the server
+	// are not to blame, so that the same address is tried once more.
+	again bool
 }
 
 // settle gives all pending recipients the same result.
@@ -40,24 +46,17 @@ func (a *attempt) settle(r Result) {
 // run tries one address after the other.
 func (a *attempt) run(ctx context.Context, w *walk) {
 	a.fallback = Result{Reply: noConn}
-	for len(a.pending) > 0 && a.sessions < a.x.o.MaxSessions {
+	for len(a.pending) > 0 && a.sessions-a.unsuited < a.x.o.MaxSessions {
 		to, ok := w.next(ctx)
 		if !ok {
 			break
 		}
-		conn, err := a.connect(ctx, to)
-		if err == nil {
-			a.sessions++
-			a.session(ctx, conn, to)
+		v, err := a.newVisit(ctx, w.to, to)
+		if err != nil {
+			a.fallback, a.unreached = v.notAssured(err), true
 			continue
 		}
-		a.x.o.Log.Debug("cannot connect", "to", to.String(), "error", err)
-		if isHopeless(err) {
-			w.hopeless()
-		}
-		if a.sessions == 0 {
-			a.fallback = Result{Reply: noConn, Where: to.String(), Err: err}
-		}
+		v.run(ctx, w)
 	}
 	switch {
 	case a.sessions > 0:
@@ -66,68 +65,34 @@ func (a *attempt) run(ctx context.Context, w *walk) {
 	case !w.given:
 		a.fallback = w.nothing()
 	}
+	if a.fallback.Reply.Class == reply.Permanent && a.sessions > 0 && (a.unreached || w.more()) {
+		// Nobody has said no for all hosts.
+		a.fallback.Reply.Class, a.fallback.Reply.Code = reply.Temporary, 451
+	}
 	a.settle(a.fallback)
-}
-
-func (a *attempt) connect(ctx context.Context, to candidate) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, a.x.o.ConnectTimeout)
-	defer cancel()
-	return a.x.o.Dialer.DialContext(ctx, "tcp", to.address.String())
-}
-
-// isHopeless is true for networks that this machine is not on.
-func isHopeless(err error) bool {
-	return errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL)
-}
-
-// session holds one conversation. Recipients that it leaves pending are for the
-// next address, with fallback saying why.
-func (a *attempt) session(ctx context.Context, conn net.Conn, to candidate) {
-	c := wire.NewClient(conn, wire.ClientOptions{Hello: a.x.o.Hello, Timeouts: a.x.o.Timeouts, Buffers: &a.x.buffers})
-	defer c.Quit(ctx) //nolint:errcheck // nothing depends on it
-	address := to.address.Addr().String()
-	if _, err := c.Greet(ctx); err != nil {
-		a.unheard(to, err, greetingFailed(address, said(err)))
-		return
-	}
-	if _, err := c.Hello(ctx); err != nil {
-		a.unheard(to, err, nameRejected(address, said(err)))
-		return
-	}
-	// For those whose turn does not come.
-	a.fallback = Result{Reply: died(address, false), Where: to.String(), Address: to.address.Addr(), Phase: wire.After}
-	s := session{a: a, c: c, to: to}
-	s.run(ctx)
-}
-
-func said(err error) string {
-	var e *wire.Error
-	if errors.As(err, &e) {
-		return e.Reply.String()
-	}
-	return ""
-}
-
-// unheard notes a session that failed before MAIL.
-func (a *attempt) unheard(to candidate, err error, r reply.Reply) {
-	var e *wire.Error
-	if !errors.As(err, &e) {
-		e = &wire.Error{Err: err}
-	}
-	if e.Reply.Class() == reply.Temporary && e.Reply.Code != 0 {
-		r.Code, r.Enhanced = e.Reply.Code, e.Reply.Enhanced
-	}
-	a.x.o.Log.Debug("session failed", "to", to.String(), "error", err)
-	a.fallback = Result{Reply: r, Said: e.Reply, Where: to.String(), Address: to.address.Addr(), Phase: e.Phase, Err: err}
 }
 
 // session is a connection that is ready for the message.
 type session struct {
-	a       *attempt
+	*visit
+	l       *link
 	c       *wire.Client
-	to      candidate
 	content message.Message
 	sender  string
+	began   int // messages that the connection had carried before
+}
+
+// session holds one conversation from MAIL on and gives the connection back.
+func (v *visit) session(ctx context.Context, l *link) {
+	a := v.a
+	a.again = false
+	// For those whose turn does not come.
+	a.fallback = Result{
+		Reply: died(v.to.address.Addr().String(), false), Where: v.to.String(), Address: v.to.address.Addr(), TLS: l.tls, Phase: wire.After,
+	}
+	s := session{visit: v, l: l, c: l.c, began: l.sent}
+	s.run(ctx)
+	a.x.kept.give(ctx, l)
 }
 
 func (s *session) run(ctx context.Context) {
@@ -140,6 +105,16 @@ func (s *session) run(ctx context.Context) {
 			return
 		}
 	}
+	if a.job.Envelope.RequireTLS && !(s.l.tls.Verified && s.c.Capabilities().Extensions.Has(wire.RequireTLS)) {
+		// Another host may do, if there is one (RFC 8689 §4.2.1).
+		r := needsTLS
+		if !s.l.tls.Verified {
+			r = needsEncryption
+		}
+		a.fallback.Reply, a.fallback.Phase = r, wire.Hello
+		a.unsuited++
+		return
+	}
 	if r, ok := s.carries(); !ok {
 		s.settle(Result{Reply: r, Phase: wire.Hello})
 		return
@@ -149,7 +124,7 @@ func (s *session) run(ctx context.Context) {
 	if n := s.c.Capabilities().RcptMax; n > 0 {
 		limit = min(limit, n)
 	}
-	for len(recipients) > 0 && s.c.Usable() {
+	for len(recipients) > 0 && s.c.Usable() && !a.again {
 		n := min(len(recipients), limit)
 		again := s.send(ctx, recipients[:n])
 		recipients = append(again, recipients[n:]...)
@@ -158,13 +133,13 @@ func (s *session) run(ctx context.Context) {
 }
 
 func (s *session) settle(r Result) {
-	r.Where, r.Address = s.to.String(), s.to.address.Addr()
+	r.Where, r.Address, r.TLS = s.to.String(), s.to.address.Addr(), s.l.tls
 	s.a.settle(r)
 }
 
 // done gives one recipient its result.
 func (s *session) done(i int, r Result) {
-	r.Where, r.Address = s.to.String(), s.to.address.Addr()
+	r.Where, r.Address, r.TLS = s.to.String(), s.to.address.Addr(), s.l.tls
 	s.a.results[i] = r
 	for k, p := range s.a.pending {
 		if p == i {
@@ -276,6 +251,10 @@ func (s *session) send(ctx context.Context, to []named) (again []named) {
 	out, err := s.c.Transaction(ctx, e, wire.Content{
 		From: &source{Message: s.content}, Length: s.content.Size(), Size: s.content.WireSize(), EightBit: form != message.SevenBit,
 	})
+	s.l.sent++
+	if s.a.again = s.worthAgain(ctx, &out, err); s.a.again {
+		return nil
+	}
 	accepted := false
 	for k := range to {
 		accepted = accepted || out.Accepted(k)
@@ -296,6 +275,28 @@ func (s *session) send(ctx context.Context, to []named) (again []named) {
 	return again
 }
 
+// worthAgain reports whether a transaction came to nothing in a way that costs
+// nothing: on a kept connection where the server was gone, or said goodbye, before
+// it had answered MAIL, or where it did not know chunks.
+func (s *session) worthAgain(ctx context.Context, out *wire.Outcome, err error) bool {
+	var e *wire.Error
+	if !errors.As(err, &e) || ctx.Err() != nil {
+		return false
+	}
+	x, now := s.a.x, s.a.x.o.Now()
+	if errors.Is(err, wire.ErrChunking) || x.o.Chunking && e.Perhaps {
+		// Whatever it was, the next message goes there by DATA.
+		x.unchunked.hold(s.to.address, now, now.Add(x.o.ClearFor))
+	}
+	if errors.Is(err, wire.ErrChunking) {
+		x.o.Log.Debug("the message is sent once more without chunks", "to", s.to.String(), "error", err)
+		return true
+	}
+	gone := e.Reply.Code == 0 || e.Reply.Code == 421
+	first := out.Mail.Code == 0 || out.Mail.Code == 421
+	return s.l.reused && s.l.sent == s.began+1 && gone && first && e.Phase != wire.Body && e.Phase != wire.Dot
+}
+
 // failed says what a failed transaction means for a recipient that got no answer
 // of its own, or leaves it for the next address.
 func (s *session) failed(ctx context.Context, i int, err error) {
@@ -313,7 +314,7 @@ func (s *session) failed(ctx context.Context, i int, err error) {
 		r.Reply = died(s.to.address.Addr().String(), e.Perhaps)
 		if e.Phase != wire.Body && e.Phase != wire.Dot && ctx.Err() == nil {
 			// The server has seen nothing of the message, so another may have it.
-			r.Where, r.Address = s.to.String(), s.to.address.Addr()
+			r.Where, r.Address, r.TLS = s.to.String(), s.to.address.Addr(), s.l.tls
 			s.a.fallback = r
 			s.a.x.o.Log.Debug("session failed", "to", r.Where, "error", fmt.Sprint(err))
 			return

@@ -14,4 +14,15 @@
 // MAIL on, an answer is the site's answer. Of five addresses at most, the last
 // is kept for the next preference, so that a site whose best hosts are all dead
 // is still reached.
+//
+// TLS (RFC 3207, RFC 8314) is by policy, per domain and host: opportunistic by
+// default, which takes any certificate and goes on in clear where the handshake
+// fails; or required, verified or by fingerprint, and then mail waits rather than
+// go without. REQUIRETLS (RFC 8689) makes it verified. A login (RFC 4954) is never
+// sent in clear unless that is allowed, and one that fails is a deferral.
+//
+// A connection is kept for a moment for the next message that agrees on address,
+// port, source, TLS policy and login. If the server has hung up meanwhile, or says
+// goodbye before it has answered MAIL, the message goes over a new one and nothing
+// is counted against it.
 package smtp

@@ -2,6 +2,7 @@ package smtp
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"math/rand/v2"
@@ -62,6 +63,36 @@ type Options struct {
 	// of sending them as they are, which is what qmail does and nearly every
 	// server takes.
 	RefuseEightBit bool
+	// TLS is the policy for a host, of which "" stands for an address alone, to which
+	// a domain's mail goes. Nil: opportunistic.
+	TLS func(domain, host string) TLSPolicy
+	// Assurance knows more about a host's TLS; nil: nobody does.
+	Assurance Assurance
+	// ClearFor (default 1 h) is for how long a server whose TLS does not work gets
+	// mail in clear, where the policy is opportunistic, before it is tried again; and
+	// likewise for chunks.
+	ClearFor time.Duration
+	// Login gives what to log in by at a host; nil, or a nil answer: nothing. What
+	// it gives must not change.
+	Login func(domain, host string) *Credentials
+	// Chunking sends messages as chunks to servers that offer it; see
+	// wire.ClientOptions.
+	Chunking bool
+	// Idle (default 5 s; less than 0: not at all) is for how long a connection is kept
+	// for the next message, MaxIdle (default 500) are kept in all, for MaxMessages
+	// (default 100, at most what the server says) messages and MaxAge (default
+	// 5 min), counted when a message was sent.
+	Idle, MaxAge         time.Duration
+	MaxIdle, MaxMessages int
+	// Connections is the most connections that a site may have, 0 for no bound. The
+	// caller bounds those in use; the Exit closes free ones where one more would be
+	// too many, and waits until the server has closed them. Nil: no bound.
+	Connections func(site string) int
+	// Freed is called when a connection to a site has become free, so that another
+	// message may follow at once; nil: nobody is told.
+	Freed func(site string)
+	// Now is the clock; default time.Now.
+	Now func() time.Time
 	// Shuffle orders what is equal; default rand.Shuffle.
 	Shuffle func(n int, swap func(i, j int))
 	// Log gets what goes wrong on the way to a result; nil: nothing.
@@ -98,6 +129,8 @@ type Result struct {
 	// Address is the address alone, invalid if there was no connection.
 	Where   string
 	Address netip.Addr
+	// TLS is how the connection was protected.
+	TLS TLSState
 	// Phase is how far the conversation got.
 	Phase wire.Phase
 	// Perhaps is set on a deferral if the message may have been delivered.
@@ -108,9 +141,15 @@ type Result struct {
 
 // Exit delivers by SMTP. It is safe for concurrent use.
 type Exit struct {
-	o       Options
-	buffers wire.Buffers
+	o                Options
+	buffers          wire.Buffers
+	tickets          tls.ClientSessionCache
+	clear, unchunked memory
+	kept             kept
 }
+
+// tickets is how many hosts' TLS sessions are remembered.
+const tickets = 1000
 
 // New returns an Exit.
 func New(o Options) (*Exit, error) {
@@ -120,10 +159,24 @@ func New(o Options) (*Exit, error) {
 	for _, x := range []struct {
 		n   *int
 		def int
-	}{{&o.MaxAddresses, 5}, {&o.MaxSessions, 2}, {&o.MaxRecipients, 100}} {
+	}{{&o.MaxAddresses, 5}, {&o.MaxSessions, 2}, {&o.MaxRecipients, 100}, {&o.MaxIdle, 500}, {&o.MaxMessages, 100}} {
 		if *x.n <= 0 {
 			*x.n = x.def
 		}
+	}
+	for _, x := range []struct {
+		d   *time.Duration
+		def time.Duration
+	}{{&o.ClearFor, time.Hour}, {&o.MaxAge, 5 * time.Minute}} {
+		if *x.d <= 0 {
+			*x.d = x.def
+		}
+	}
+	if o.Idle == 0 {
+		o.Idle = 5 * time.Second
+	}
+	if o.Now == nil {
+		o.Now = time.Now
 	}
 	if o.Port == 0 {
 		o.Port = 25
@@ -144,8 +197,19 @@ func New(o Options) (*Exit, error) {
 		}
 		o.Dialer = d
 	}
-	return &Exit{o: o}, nil
+	x := &Exit{o: o, tickets: tls.NewLRUClientSessionCache(tickets)}
+	x.kept.o = &x.o
+	return x, nil
 }
+
+// Close ends the connections that are free, and makes those in use end with their
+// message; it waits for the first. The Exit can be used on, without keeping
+// connections.
+func (x *Exit) Close(ctx context.Context) { x.kept.end(ctx) }
+
+// Connections is how many connections to a site are open, and how many of them
+// are free.
+func (x *Exit) Connections(site string) (open, free int) { return x.kept.count(site) }
 
 // Deliver makes one attempt at a job and returns a Result for each recipient,
 // in their order. If ctx ends, what has no answer yet is deferred.
@@ -153,11 +217,6 @@ func (x *Exit) Deliver(ctx context.Context, job *Job) []Result {
 	a := &attempt{x: x, job: job, results: make([]Result, len(job.Envelope.Recipients))}
 	for i := range a.results {
 		a.pending = append(a.pending, i)
-	}
-	if job.Envelope.RequireTLS {
-		// Without TLS no server qualifies (RFC 8689 §4.2.1).
-		a.settle(Result{Reply: needsTLS})
-		return a.results
 	}
 	to, err := x.locate(ctx, job.Domain)
 	if err != nil {

@@ -111,7 +111,7 @@ func (n *internet) exit(o smtp.Options) *smtp.Exit {
 	o.Resolver, o.Dialer, o.Hello = n, n, "us.test"
 	o.Shuffle = func(int, func(i, j int)) {}
 	if o.Timeouts == (wire.Timeouts{}) {
-		o.Timeouts = wire.Timeouts{Greeting: d, Hello: d, Mail: d, Rcpt: d, Data: d, Write: d, Dot: d, Quit: d}
+		o.Timeouts = wire.Timeouts{Greeting: d, Hello: d, Mail: d, Rcpt: d, Secure: 10 * d, Login: d, Data: d, Write: d, Dot: d, Quit: d}
 	}
 	if o.ConnectTimeout == 0 {
 		o.ConnectTimeout = d
@@ -120,7 +120,16 @@ func (n *internet) exit(o smtp.Options) *smtp.Exit {
 	if err != nil {
 		n.t.Fatal(err)
 	}
+	n.t.Cleanup(func() { x.Close(context.Background()) })
 	return x
+}
+
+// put puts a server with these options behind a host's address.
+func (n *internet) put(host, address string, o smtptest.Options) *smtptest.Server {
+	n.hosts[host] = append(n.hosts[host], address)
+	s := smtptest.Start(n.t, o)
+	n.sinks[netip.AddrPortFrom(netip.MustParseAddr(address), 25).String()] = s
+	return s
 }
 
 const sample = "Subject: sample\n\n.text\n"

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 
@@ -32,8 +33,9 @@ type target struct {
 	// address is used in place of hosts: a literal.
 	address netip.Addr
 	routed  bool
-	// implicit is set if the domain has no MX.
-	implicit bool
+	// implicit is set if the domain has no MX, authentic if the DNS proved which
+	// hosts it has.
+	implicit, authentic bool
 }
 
 // Site is the site of a domain: its route's host, or the hosts of its MX. An
@@ -96,7 +98,7 @@ func (x *Exit) exchangers(ctx context.Context, to *target) error {
 	case len(mx.Hosts) == 0:
 		return reply.With(noAddress, errors.New("no MX names a host"))
 	}
-	to.implicit = mx.Implicit
+	to.implicit, to.authentic = mx.Implicit, mx.Authentic || mx.Implicit
 	var names []string
 	for i, h := range mx.Hosts {
 		if i == 0 || h.Preference != mx.Hosts[i-1].Preference {
@@ -169,12 +171,16 @@ func (w *walk) next(ctx context.Context) (candidate, bool) {
 	if len(w.ready) == 0 {
 		return candidate{}, false
 	}
-	c := w.ready[0]
-	w.ready = w.ready[1:]
+	i := max(0, slices.IndexFunc(w.ready, func(c candidate) bool { return w.x.kept.has(c.address) }))
+	c := w.ready[i]
+	w.ready = slices.Delete(slices.Clone(w.ready), i, i+1)
 	w.tried++
 	w.given = true
 	return c, true
 }
+
+// more reports whether there may be addresses that were not given.
+func (w *walk) more() bool { return len(w.ready) > 0 || w.group < len(w.to.groups) }
 
 // look looks the hosts of one preference up and makes their addresses ready.
 func (w *walk) look(ctx context.Context, group []string) {
