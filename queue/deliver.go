@@ -15,17 +15,23 @@ import (
 )
 
 // job delivers one batch and concludes it.
-func (q *Queue) job(b schedule.Batch, t *track) {
+func (q *Queue) job(b schedule.Batch, t *track, leave Leave) {
 	defer q.jobs.Done()
 	defer q.wake()
 	defer q.untrack(t)
+	if leave != nil {
+		defer leave.Release()
+	}
+	if q.relocate(b, t) {
+		return
+	}
 	started := q.o.Now()
 	l, err := q.loadTrack(t)
 	if err != nil {
 		q.unreadable(b, t, err)
 		return
 	}
-	results, health := q.deliver(b, l)
+	results, health := q.deliver(b, l, leave)
 	q.conclude(b, t, l, started, results, health)
 }
 
@@ -81,7 +87,7 @@ func (q *Queue) land(now time.Time, b schedule.Batch, t *track, h schedule.Healt
 
 // deliver runs the exit. A VERP sender differs for each recipient, who thus
 // gets a transaction of his own (qmail-send.c:senderadd).
-func (q *Queue) deliver(b schedule.Batch, l *loaded) ([]Result, schedule.Health) {
+func (q *Queue) deliver(b schedule.Batch, l *loaded, leave Leave) ([]Result, schedule.Health) {
 	c, ok := q.channels[b.Channel]
 	if !ok {
 		q.o.Log.Error("no such channel: mail for it waits", "channel", b.Channel, "id", store.ID(b.ID).String())
@@ -98,7 +104,7 @@ func (q *Queue) deliver(b schedule.Batch, l *loaded) ([]Result, schedule.Health)
 	var results []Result
 	health := schedule.Unchanged
 	for _, g := range groups {
-		r, h := q.deliverTo(c, b, l, g)
+		r, h := q.deliverTo(c, b, l, g, leave)
 		results = append(results, r...)
 		if h != schedule.Unchanged {
 			health = h
@@ -107,14 +113,14 @@ func (q *Queue) deliver(b schedule.Batch, l *loaded) ([]Result, schedule.Health)
 	return results, health
 }
 
-func (q *Queue) deliverTo(c Channel, b schedule.Batch, l *loaded, recipients []uint32) (results []Result, health schedule.Health) {
+func (q *Queue) deliverTo(c Channel, b schedule.Batch, l *loaded, recipients []uint32, leave Leave) (results []Result, health schedule.Health) {
 	e := l.message.Envelope
 	e.Recipients = make([]envelope.Recipient, len(recipients))
 	for i, n := range recipients {
 		e.Recipients[i] = l.message.Envelope.Recipients[n]
 	}
 	e.Sender = envelope.VERP(e.Sender, e.Recipients[0].Address)
-	j := &Job{ID: store.ID(b.ID), Channel: b.Channel, Domain: b.Domain, Envelope: e, Message: l.content, Origin: l.message.Origin, Attempts: b.Attempts}
+	j := &Job{ID: store.ID(b.ID), Channel: b.Channel, Domain: b.Domain, Envelope: e, Message: l.content, Origin: l.message.Origin, Attempts: b.Attempts, Leave: leave}
 	if q.o.Prepare != nil {
 		j.Prepare = func(ctx context.Context, host string, form message.Form) (message.Message, error) {
 			return q.o.Prepare(ctx, j, host, form)

@@ -35,6 +35,9 @@ type Job struct {
 	Origin  []byte
 	// Attempts were made before this one.
 	Attempts int
+	// Leave is what Channel.Admit gave; nil without one, or where a domain could
+	// not be located.
+	Leave Leave
 	// Prepare makes the message fit for a server that can carry a form, and
 	// signs it; an exit calls it once it knows the server. Nil: as it is. The
 	// result's body must be released.
@@ -64,6 +67,13 @@ type Channel struct {
 	Backoff schedule.Backoff
 	// Limit is the number of deliveries at a time; 0 means the schedule's default.
 	Limit int
+	// Locate says which site takes a domain's mail; it is asked before every
+	// delivery, so that mail moves when the site does, and should remember. Nil:
+	// every domain is a site of its own.
+	Locate func(ctx context.Context, domain string) (site string, err error)
+	// Admit asks leave to deliver to a site; it must be quick and must not call the
+	// queue, which is locked. Nil: always.
+	Admit func(now time.Time, site string) (Leave, *Wait)
 }
 
 // Options of Open. Store, Route and Channels are needed.
@@ -137,6 +147,8 @@ type Queue struct {
 	owing  owing
 	// attempts counts since the queue was opened, by channel.
 	attempts map[string]Attempts
+	// relocated is when domains were last moved to another site.
+	relocated map[string]time.Time
 	// state is whether the queue has been started, and closed.
 	state state
 
@@ -171,10 +183,15 @@ func Open(o Options) (*Queue, error) {
 	}
 	q := &Queue{
 		o: o, channels: map[string]Channel{}, many: map[store.ID]tally{}, tracks: map[store.ID]*track{},
-		owing: owing{pending: map[store.ID]struct{}{}}, attempts: map[string]Attempts{},
+		owing: owing{pending: map[store.ID]struct{}{}}, attempts: map[string]Attempts{}, relocated: map[string]time.Time{},
 		kick: make(chan struct{}, 1), remind: make(chan struct{}, 1), settles: make(chan struct{}, settleSlots),
 	}
-	so := schedule.Options{SiteLimit: o.SiteLimit}
+	so := schedule.Options{SiteLimit: o.SiteLimit, Unlocated: unlocated, Route: func(channel, _ string) string {
+		if q.channels[channel].Locate != nil {
+			return unlocated
+		}
+		return ""
+	}}
 	for _, c := range o.Channels {
 		if c.Exit == nil {
 			return nil, fmt.Errorf("queue: channel %q has no exit", c.Name)
@@ -370,10 +387,14 @@ func (q *Queue) takeDue() (wait time.Duration, open bool) {
 		if !ok {
 			break
 		}
+		leave, ok := q.admit(now, b)
+		if !ok {
+			continue
+		}
 		t := q.track(store.ID(b.ID))
 		t.inFlight++
 		q.jobs.Add(1)
-		go q.job(b, t)
+		go q.job(b, t, leave)
 	}
 	if at, ok := q.schedule.NextWake(); ok {
 		return sleep(now, at), true

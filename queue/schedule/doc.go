@@ -25,8 +25,9 @@
 // A site is what a limit counts: the far end of connections. Its limit holds
 // over all channels. A channel is a set of mail with a concurrency of its own,
 // as in qmail (local, remote, and the named ones of the channels patch).
-// Mail whose site is not known yet waits in a channel of its own: a batch taken
-// there is looked up, the domain assigned, and the batch returned.
+// Domains whose site is not known yet share the site Options.Unlocated, with a
+// concurrency of its own: a batch taken there is looked up, the domain assigned,
+// and the batch returned.
 //
 // # Who is next
 //

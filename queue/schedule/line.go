@@ -5,12 +5,15 @@ func (st *site) gate() int64 { return max(st.suspended, st.paced) }
 
 // living tells whether, at now, the site has lately succeeded.
 func (s *Schedule) living(st *site, now int64) bool {
-	return st.succeeded > 0 && now-st.succeeded <= s.window && st.strikes < strikes
+	return st.unlocated || st.succeeded > 0 && now-st.succeeded <= s.window && st.strikes < strikes
 }
 
 // most is the number of batches that may be in flight at a site at now.
 func (s *Schedule) most(st *site, now int64) uint32 {
 	limit := uint32(s.opt.SiteLimit)
+	if st.unlocated {
+		limit = uint32(s.opt.UnlocatedLimit)
+	}
 	if st.limit > 0 {
 		limit = st.limit
 	}

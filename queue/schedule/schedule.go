@@ -16,6 +16,8 @@ const (
 	DefaultBatch        = 100
 	DefaultWindow       = 10 * time.Minute
 	DefaultPatience     = time.Minute
+
+	DefaultUnlocatedLimit = 50
 )
 
 // Options shape a Schedule. The zero value works.
@@ -24,6 +26,12 @@ type Options struct {
 	// channel, or again after its last recipient has gone. It must not call the
 	// schedule. nil, and an empty answer, mean a site of the domain's own name.
 	Route func(channel, domain string) (site string)
+	// Unlocated is the site of domains whose real one nobody knows yet: batches
+	// taken there are for looking it up, Assign and Return. It is always living,
+	// and UnlocatedLimit (0 means DefaultUnlocatedLimit) are in flight there. ""
+	// means that there is none.
+	Unlocated      string
+	UnlocatedLimit int
 	// Channels that are known from the start. A channel that is used without
 	// having been declared gets the defaults: mail is never refused for it.
 	Channels []Channel
@@ -137,6 +145,7 @@ func New(o Options) *Schedule {
 	o.Batch = positive(o.Batch, DefaultBatch)
 	o.Window = positive(o.Window, DefaultWindow)
 	o.Patience = positive(o.Patience, DefaultPatience)
+	o.UnlocatedLimit = positive(o.UnlocatedLimit, DefaultUnlocatedLimit)
 	s := &Schedule{
 		opt:       o,
 		window:    o.Window.Milliseconds(),

@@ -15,6 +15,7 @@ type site struct {
 	strikes    uint8  // failures since the last success
 	tried      bool
 	idle       bool
+	unlocated  bool
 	suspended  int64 // Unix milliseconds; likewise paced and succeeded
 	paced      int64
 	succeeded  int64 // 0: never
@@ -183,6 +184,15 @@ func (s *Schedule) Pace(where string, until time.Time) {
 	s.rest(i)
 }
 
+// Unpace ends a site's pace, and leaves a suspension as it is.
+func (s *Schedule) Unpace(where string) {
+	if i, ok := s.siteByKey[where]; ok {
+		s.sites.at(i).paced = 0
+		s.refresh(i)
+		s.rest(i)
+	}
+}
+
 // Resume ends a site's suspension and pace.
 func (s *Schedule) Resume(where string) {
 	i, ok := s.siteByKey[where]
@@ -253,6 +263,7 @@ func (s *Schedule) site(text string) uint32 {
 		s.siteNames = name(s.siteNames, i, text)
 	}
 	s.siteByKey[s.siteNames[i]] = i
+	s.sites.at(i).unlocated = text != "" && text == s.opt.Unlocated
 	s.rest(i)
 	return i
 }

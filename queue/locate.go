@@ -1,0 +1,100 @@
+package queue
+
+import (
+	"context"
+	"time"
+
+	"github.com/postern-mta/postern/queue/schedule"
+	"github.com/postern-mta/postern/queue/store"
+)
+
+// unlocated is the site of domains whose real one is not known yet; no host has
+// such a name.
+const unlocated = "?"
+
+// Leave is leave to deliver to a site, which an exit is given with a job.
+type Leave interface {
+	// Release gives up what the exit has not taken over. The queue calls it when
+	// the delivery is over, and when there was none.
+	Release()
+}
+
+// Wait says why a site may not be delivered to now.
+type Wait struct {
+	// Until is when to ask again; zero means when Queue.Admissible is called.
+	Until time.Time
+}
+
+// noEnd stands for a Wait without an end; should nobody call, the site is asked
+// about again after it.
+const noEnd = time.Minute
+
+// relocateAgain is how soon a domain that was moved may be moved again: an answer
+// of the DNS that changes all the time must not keep mail from being tried.
+const relocateAgain = 10 * time.Second
+
+// maxRelocated bounds what is remembered of that.
+const maxRelocated = 10_000
+
+// admit asks for leave for a batch, and sends it back if there is none. The
+// queue is locked.
+func (q *Queue) admit(now time.Time, b schedule.Batch) (Leave, bool) {
+	c, ok := q.channels[b.Channel]
+	if !ok || c.Admit == nil || b.Site == unlocated {
+		return nil, true
+	}
+	leave, wait := c.Admit(now, b.Site)
+	if wait == nil {
+		return leave, true
+	}
+	until := wait.Until
+	if until.IsZero() || until.After(now.Add(noEnd)) {
+		until = now.Add(noEnd)
+	}
+	q.schedule.Pace(b.Site, until)
+	if err := q.schedule.Return(now, b); err != nil {
+		q.o.Log.Error("the schedule does not know a batch; this is a fault in Postern", "id", store.ID(b.ID).String(), "error", err)
+	}
+	return nil, false
+}
+
+// Admissible says that a site, which Channel.Admit kept from delivering, is worth
+// asking about again.
+func (q *Queue) Admissible(site string) {
+	q.mu.Lock()
+	q.schedule.Unpace(site)
+	q.mu.Unlock()
+	q.wake()
+}
+
+// relocate looks where a batch's domain belongs, and sends the batch back if it
+// was taken for another site. An error is no reason to: the exit meets it, too,
+// and can say what it means.
+func (q *Queue) relocate(b schedule.Batch, t *track) bool {
+	c := q.channels[b.Channel]
+	if c.Locate == nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(q.ctx, q.o.JobTimeout)
+	defer cancel()
+	site, err := c.Locate(ctx, b.Domain)
+	if err != nil || site == b.Site || site == "" {
+		return false
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now := q.o.Now()
+	if at, ok := q.relocated[b.Domain]; ok && b.Site != unlocated && now.Sub(at) < relocateAgain {
+		return false
+	}
+	if len(q.relocated) >= maxRelocated {
+		clear(q.relocated)
+	}
+	q.relocated[b.Domain] = now
+	q.schedule.Assign(b.Domain, site)
+	t.inFlight--
+	if err := q.schedule.Return(now, b); err != nil {
+		q.o.Log.Error("the schedule does not know a batch; this is a fault in Postern", "id", t.id.String(), "error", err)
+	}
+	return true
+}
