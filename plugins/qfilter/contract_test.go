@@ -97,14 +97,16 @@ func TestEnvironment(t *testing.T) {
 		"a user":     {user, e, Options{}, map[string]string{"RELAYCLIENT": "", "SMTPAUTHUSER": "joe", "TCPREMOTEHOST": "-", "SMTPHELOHOST": "-", "TCPLOCALPORT": "-"}},
 		"a network":  {&relayed, e, Options{}, map[string]string{"RELAYCLIENT": "@fax.example", "TCPLOCALPORT": "-"}},
 		"a local one": {
-			&pipeline.Session{Standing: pipeline.Local}, e, Options{},
+			&pipeline.Session{Standing: pipeline.Local}, e,
+			Options{},
 			map[string]string{"TCPREMOTEIP": "-", "TCPREMOTEPORT": "-", "TCPREMOTEHOST": "-", "SMTPHELOHOST": "-", "PROTO": "-", "TCPLOCALPORT": "-"},
 		},
 		"nobody":       {stranger, envelope.To("", "r@example.org"), Options{}, map[string]string{"QMAILUSER": "", "QMAILHOST": "", "QMAILRCPTS": "r@example.org\n", "NUMRCPTS": "1", "ENVSIZE": "18"}},
 		"no domain":    {stranger, envelope.To("joe", "r@example.org"), Options{}, map[string]string{"QMAILUSER": "joe", "QMAILHOST": "", "QMAILRCPTS": "r@example.org\n", "NUMRCPTS": "1", "ENVSIZE": "21"}},
 		"no recipient": {stranger, envelope.To("joe@a"), Options{}, map[string]string{"QMAILUSER": "joe", "QMAILHOST": "a", "QMAILRCPTS": "", "NUMRCPTS": "0", "ENVSIZE": "8"}},
 		"our own": {
-			stranger, e, Options{Env: map[string]string{"HOME": "/h", "TCPLOCALPORT": "26", "PATH": "/bin", "QMAILUSER": "forged"}},
+			stranger, e,
+			Options{Env: map[string]string{"HOME": "/h", "TCPLOCALPORT": "26", "PATH": "/bin", "QMAILUSER": "forged"}},
 			map[string]string{"HOME": "/h", "TCPLOCALPORT": "26", "PATH": "/bin"},
 		},
 	} {

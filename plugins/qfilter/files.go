@@ -19,18 +19,28 @@ import (
 // tempFile.
 type tempFile struct{ *os.File }
 
-// temporary makes an empty one, in the spool if there is one, else in memory.
-func (f *Filter) temporary() (*tempFile, error) {
+// inMemory makes an empty one for what is short by nature. What a program may
+// write to it is bounded as all files are.
+func inMemory() (*tempFile, error) {
+	fd, err := unix.MemfdCreate(Name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	return &tempFile{os.NewFile(uintptr(fd), Name)}, nil
+}
+
+// temporary makes an empty one for what takes the place of size bytes: in the
+// spool if there is one and they are many, else in memory.
+func (f *Filter) temporary(size int64) (*tempFile, error) {
+	if size <= message.InMemory {
+		return inMemory()
+	}
 	t, err := f.spooled()
 	if err != nil {
 		return nil, fmt.Errorf("a temporary file: %w", err)
 	}
 	if t == nil {
-		fd, err := unix.MemfdCreate(Name, unix.MFD_CLOEXEC)
-		if err != nil {
-			return nil, os.NewSyscallError("memfd_create", err)
-		}
-		t = &tempFile{os.NewFile(uintptr(fd), Name)}
+		return inMemory()
 	}
 	if err := t.share(0o666); err != nil {
 		t.close()

@@ -90,7 +90,7 @@
 // A program may use memory bytes of memory and cpu of processor time, and write
 // max_output bytes to a file beyond the size of the message; who writes more has
 // failed. At most concurrency messages are with programs at a time, others wait.
-// user is the user that the programs run as, where the daemon may change to it.
+// user is the user that the programs run as.
 package qfilter
 
 import (
@@ -117,7 +117,7 @@ type Options struct {
 	Queues      map[string]string `toml:"queues" doc:"what it means that a program names another qmail-queue on descriptor 5: its path, and a word as for exits" unset:"error"`
 	Env         map[string]string `toml:"env" doc:"further variables of the programs' environment"`
 	Dir         string            `toml:"dir" doc:"the folder that the programs start in" path:"file" unset:"/"`
-	User        string            `toml:"user" doc:"the user that the programs run as, a name or a number" unset:"the daemon's"`
+	User        string            `toml:"user" runs:"user" doc:"the user that the programs run as, a name or a number; a new one needs a restart of the daemon" unset:"the daemon's own"`
 	Memory      int64             `toml:"memory" doc:"how much memory each program may have" unit:"bytes" min:"0" unset:"2 GB"`
 	CPU         time.Duration     `toml:"cpu" doc:"how much processor time each program may use" unset:"the filter's timeout"`
 	MaxOutput   int64             `toml:"max_output" doc:"how much each program may write to a file beyond the size of the message" unit:"bytes" min:"1"`
@@ -127,7 +127,7 @@ type Options struct {
 }
 
 const (
-	defaultMaxOutput   = 64 << 20
+	defaultMaxOutput   = 16 << 20
 	defaultConcurrency = 20
 )
 

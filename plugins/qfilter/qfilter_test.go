@@ -17,6 +17,7 @@ import (
 	"github.com/postern-mta/postern/pipeline/filtertest"
 	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/program"
+	"github.com/postern-mta/postern/pipeline/reply"
 )
 
 // programs is what starts the programs of all tests, as the daemon has one.
@@ -26,6 +27,9 @@ var programs = program.New(program.Options{})
 func TestMain(m *testing.M) {
 	program.Main()
 	code := m.Run()
+	if name, err := hostile(); err == nil {
+		os.RemoveAll(filepath.Dir(name))
+	}
 	if err := programs.Close(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = 1
@@ -132,8 +136,11 @@ func (r *rig) runAs(s *pipeline.Session, e envelope.Envelope, m message.Message)
 	o := r.chain.Run(context.Background(), tx, m)
 	defer o.Release()
 	got.reply = o.Reply.SMTP()
-	if len(o.Fates) > 0 {
+	switch {
+	case len(o.Fates) > 0:
 		got.action = o.Fates[0].Action
+	case o.Reply.Class == reply.Temporary: // for nobody
+		got.action = pipeline.Defer
 	}
 	for _, entry := range o.Trace {
 		got.reason, got.err = entry.Reason, entry.Err

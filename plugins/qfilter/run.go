@@ -60,27 +60,29 @@ type output struct {
 }
 
 // begin prepares a message for the first program.
-func (f *Filter) begin(tx *pipeline.Transaction, m message.Message) (r *run, err error) {
-	r = &run{filter: f, tx: tx, message: m, env: active(tx)}
-	if r.raw, err = envelope.Append(nil, r.env); err != nil {
+func (f *Filter) begin(tx *pipeline.Transaction, m message.Message) (*run, error) {
+	r := &run{filter: f, tx: tx, message: m, env: active(tx), variables: f.variables(tx.Session)}
+	if err := r.prepare(); err != nil {
+		r.close()
 		return nil, err
 	}
-	r.variables = f.variables(tx.Session)
-	defer func() {
-		if err != nil {
-			r.close()
-		}
-	}()
-	in, err := m.Descriptor(f.env.Spool)
+	return r, nil
+}
+
+func (r *run) prepare() (err error) {
+	if r.raw, err = envelope.Append(nil, r.env); err != nil {
+		return err
+	}
+	in, err := r.message.Descriptor(r.filter.env.Spool)
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("a file of the message: %w", err)
 	}
 	r.input = &tempFile{in}
 	if err = r.input.share(0o444); err != nil {
-		return nil, err
+		return err
 	}
-	r.queue, err = f.temporary()
-	return r, err
+	r.queue, err = inMemory()
+	return err
 }
 
 // active is the envelope with the recipients that the filter is asked about.
@@ -276,34 +278,37 @@ type files struct {
 	said, text        *line
 }
 
-func (r *run) files() (f *files, err error) {
-	f = &files{}
-	defer func() {
-		if err != nil {
-			f.close()
-		}
-	}()
-	if f.message, err = r.filter.temporary(); err != nil {
+func (r *run) files() (*files, error) {
+	f := &files{}
+	if err := f.open(r); err != nil {
+		f.close()
 		return nil, err
 	}
-	if f.envelope, err = r.filter.temporary(); err != nil {
-		return nil, err
+	return f, nil
+}
+
+func (f *files) open(r *run) (err error) {
+	if f.message, err = r.filter.temporary(r.size()); err != nil {
+		return err
+	}
+	if f.envelope, err = inMemory(); err != nil {
+		return err
 	}
 	old, err := message.MemoryFile("envelope", r.raw)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	f.old = &tempFile{old}
 	if f.said, err = newLine(maxSaid); err != nil {
-		return nil, err
+		return err
 	}
 	if f.text, err = newLine(reply.MaxText); err != nil {
-		return nil, err
+		return err
 	}
-	if err = r.input.rewind(); err == nil {
-		err = r.queue.rewind()
+	if err = r.input.rewind(); err != nil {
+		return err
 	}
-	return f, err
+	return r.queue.rewind()
 }
 
 func (f *files) byNumber(r *run) map[int]*os.File {
