@@ -78,7 +78,7 @@ func (d *daemon) open(first *config.Config) (err error) {
 	if _, err := d.memory.store(); err != nil {
 		return err
 	}
-	d.workers, d.programs = &workers{directory: d.state.path, log: d.log}, newPrograms(d.log)
+	d.workers = &workers{directory: d.state.path, log: d.log}
 	if d.resolver, err = newResolver(first); err != nil {
 		return err
 	}
@@ -141,6 +141,9 @@ func (d *daemon) use(c *config.Config) error {
 		return errors.New("next = \"queue\" cannot be added while the daemon runs: restart it")
 	}
 	if err := checkRunner(c); err != nil {
+		return err
+	}
+	if err := d.programs.check(c); err != nil {
 		return err
 	}
 	if wantsQueue(c) && d.engine == nil {

@@ -98,6 +98,9 @@ func runExplain(ctx context.Context, f explainFlags, file string, stdin io.Reade
 	defer pool.close()
 	runs := newPrograms(env.Log)
 	defer runs.close()
+	if err := runs.instead(c); err != nil {
+		return err
+	}
 	env.Workers, env.Programs = pool, runs
 	secret, noSecret := readSecret(c.State)
 	if noSecret == nil {

@@ -86,20 +86,24 @@ func (s *directShim) work(ctx context.Context, file, name string, stderr io.Writ
 		return x, err
 	}
 	defer listener.Close()
-	if err := dropRoot(first); err != nil {
-		return x, err
-	}
 	d := &daemon{file: file, started: time.Now(), modes: pipeline.NewModes(time.Now), meter: admin.NewMeter()}
 	d.giveUp, d.cancel = context.WithCancel(context.Background())
 	defer d.cancel()
 	d.log = newLogger(first.Log, &d.level, stderr)
+	d.programs = newPrograms(d.log)
+	defer d.programs.close()
+	if err := d.programs.startOthers(first); err != nil {
+		return x, reply.With(reply.BadConfig, err)
+	}
+	if err := dropRoot(first); err != nil {
+		return x, err
+	}
 	if d.state, err = openState(first.State, d.log); err != nil {
 		return x, err
 	}
 	defer d.state.Close()
-	d.workers, d.programs = &workers{directory: d.state.path, log: d.log}, newPrograms(d.log)
+	d.workers = &workers{directory: d.state.path, log: d.log}
 	defer d.workers.close()
-	defer d.programs.close()
 	d.memory = newMemory(first, d.log)
 	defer d.memory.close() //nolint:errcheck // the message has been answered for
 	if d.resolver, err = newResolver(first); err != nil {

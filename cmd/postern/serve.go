@@ -110,7 +110,9 @@ func startDaemon(file string, stderr io.Writer) (*daemon, error) {
 		return nil, err
 	}
 	d.logins, d.penalty = newLogins(d.log), throttle.NewPenalty(throttle.PenaltyOptions{})
+	d.programs = newPrograms(d.log)
 	if err := d.whileRoot(first); err != nil {
+		d.programs.close()
 		d.closeEarly()
 		d.vault.close()
 		d.logins.close()
@@ -140,6 +142,9 @@ func (d *daemon) whileRoot(first *config.Config) error {
 		return err
 	}
 	if err := d.logins.startHelpers(first); err != nil {
+		return err
+	}
+	if err := d.programs.startOthers(first); err != nil {
 		return err
 	}
 	return h.become(first)

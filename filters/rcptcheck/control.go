@@ -28,6 +28,7 @@ type control struct {
 	textFile[[]controlLine]
 	runner *runner
 	wait   time.Duration
+	user   string
 	folder string // what paths are relative to
 
 	mu        sync.Mutex
@@ -55,7 +56,7 @@ type controlLine struct {
 func newControl(path string, c *Check, log *slog.Logger, now func() time.Time, r *runner) *control {
 	return &control{
 		textFile: textFile[[]controlLine]{path: path, parse: parseControl, log: log, now: now},
-		runner:   r, wait: orElse(c.Wait, defaultWait), folder: filepath.Dir(filepath.Dir(path)), databases: map[string]*database{},
+		runner:   r, user: c.User, wait: orElse(c.Wait, defaultWait), folder: filepath.Dir(filepath.Dir(path)), databases: map[string]*database{},
 	}
 }
 
@@ -190,7 +191,7 @@ func (c *control) program(ctx context.Context, words []string, address string, t
 	}
 	path := c.path(words[0])
 	for _, name := range names {
-		code, _, err := c.runner.run(ctx, c.wait, job{path: path, args: words[1:], env: environment(address, tx), extra: addressFD, input: name + "\x00\x00\x00"})
+		code, _, err := c.runner.run(ctx, c.wait, job{path: path, args: words[1:], user: c.user, env: environment(address, tx), extra: addressFD, input: name + "\x00\x00\x00"})
 		switch {
 		case err != nil:
 			return finding{}, fmt.Errorf("%s: %w", reply.Clean(path, 200), err)

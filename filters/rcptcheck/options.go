@@ -73,8 +73,8 @@ func (c *Check) check() (wrong []keyError) {
 			bad(key, "%q is no absolute path", reply.Clean(path, 200))
 		}
 	}
-	if c.Program == "" && (len(c.Args) > 0 || c.Each) || c.Program+c.Recipients == "" && c.Wait != 0 {
-		bad("", "args, each and wait are about a program, and there is none")
+	if c.Program == "" && (len(c.Args) > 0 || c.Each) || c.Program+c.Recipients == "" && (c.Wait != 0 || c.User != "") {
+		bad("", "args, each, user and wait are about a program, and there is none")
 	}
 	if c.Wait < 0 || c.Wait > 5*time.Minute {
 		bad(".wait", "%v: write at most 5m", c.Wait)
@@ -116,7 +116,7 @@ func (c *Check) source(log *slog.Logger, now func() time.Time, r *runner, kept *
 	case c.CDB != "":
 		s = &database{path: path, log: log, now: now}
 	case c.Program != "":
-		p := &program{path: path, args: c.Args, wait: orElse(c.Wait, defaultWait), runner: r}
+		p := &program{path: path, args: c.Args, user: c.User, wait: orElse(c.Wait, defaultWait), runner: r}
 		if !c.Each {
 			p.kept = kept
 		}

@@ -50,6 +50,7 @@ const (
 type program struct {
 	path   string
 	args   []string
+	user   string
 	wait   time.Duration
 	runner *runner
 	kept   *cache // nil: nothing is kept
@@ -70,7 +71,7 @@ func (p *program) ask(ctx context.Context, address string, tx *pipeline.Transact
 	if strings.Contains(address, "\x00") {
 		return finding{}, nil // nobody has such an address, and no environment can name it
 	}
-	code, said, err := p.runner.run(ctx, p.wait, job{path: p.path, args: p.args, env: append(environment(address, tx), "USE_FD4=1"), extra: textFD})
+	code, said, err := p.runner.run(ctx, p.wait, job{path: p.path, args: p.args, user: p.user, env: append(environment(address, tx), "USE_FD4=1"), extra: textFD})
 	if err != nil {
 		return finding{}, err
 	}
@@ -85,9 +86,9 @@ func (p *program) ask(ctx context.Context, address string, tx *pipeline.Transact
 }
 
 // key is what the program's answer about an address is kept under. A program that
-// is called with other arguments is another one; no argument holds a NUL.
+// is called with other arguments, or by another user, is another one; no argument holds a NUL.
 func (p *program) key(address string) string {
-	return p.path + "\x00" + strings.Join(p.args, "\x00") + "\x00\x00" + address
+	return p.user + "\x00" + p.path + "\x00" + strings.Join(p.args, "\x00") + "\x00\x00" + address
 }
 
 // judged is what a program's exit code and its text mean.
@@ -152,8 +153,8 @@ type runner struct {
 
 // job is a program to run.
 type job struct {
-	path      string
-	args, env []string
+	path, user string
+	args, env  []string
 	// extra is the number that it shall know its third descriptor by, and input
 	// what it finds there; if that is "", it may write to it instead.
 	extra int
@@ -197,6 +198,7 @@ func (r *runner) run(ctx context.Context, wait time.Duration, j job) (code int, 
 	}
 	p, err := r.programs.Start(start.Spec{
 		Path: j.path, Args: append([]string{j.path}, j.args...), Env: j.env, Files: map[int]*os.File{1: out.theirs, 2: out.theirs, j.extra: extra},
+		User:   j.user,
 		Limits: start.Limits{Memory: maxMemory, FileSize: maxWrite, Files: maxFiles, CPU: int64(wait/time.Second) + maxCPU},
 	})
 	if err != nil {

@@ -145,6 +145,8 @@ type Check struct {
 	Args       []string `toml:"args" doc:"the program's arguments"`
 	Domains    []string `toml:"domains" doc:"the domains about whose recipients this check is asked; one with a dot in front means all below" unset:"all of ours"`
 	Each       bool     `toml:"each" doc:"ask the program for each recipient of each message: do not keep its answers"`
+	// User is one that the daemon was started with.
+	User string `toml:"user" runs:"user" doc:"the user that the program runs as, a name or a number; a new one needs a restart of the daemon" unset:"the daemon's own"`
 	// Wait is 10 s if it is 0.
 	Wait time.Duration `toml:"wait" doc:"how long the program may run" unset:"10s"`
 }

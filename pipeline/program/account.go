@@ -55,8 +55,8 @@ func LookupAccount(name string) (a Account, err error) {
 	return a, nil
 }
 
-// is reports whether a name or number is this account's.
-func (a *Account) is(name string) bool {
+// Is reports whether a name or number is this account's.
+func (a *Account) Is(name string) bool {
 	return a.Name != "" && name == a.Name || name == strconv.FormatUint(uint64(a.UID), 10)
 }
 

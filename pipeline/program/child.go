@@ -22,6 +22,7 @@ type child struct {
 
 	mu       sync.Mutex
 	last     uint64
+	life     uint64              // how often a keeper has started it again
 	programs map[uint64]*Process // those that have not ended
 }
 
@@ -30,7 +31,7 @@ func (c *child) add() *Process {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.last++
-	p := &Process{child: c, id: c.last, begun: make(chan struct{}), done: make(chan struct{})}
+	p := &Process{child: c, id: c.life<<lifeShift | c.last, begun: make(chan struct{}), done: make(chan struct{})}
 	c.programs[p.id] = p
 	return p
 }
@@ -67,6 +68,10 @@ func (c *child) listen() {
 		if a, err = c.read(); err != nil {
 			break
 		}
+		if a.kind == kindLost {
+			c.lose(uint64(a.numbers[0]))
+			continue
+		}
 		c.mu.Lock()
 		p := c.programs[a.id]
 		if p != nil && a.kind != kindStarted {
@@ -78,6 +83,21 @@ func (c *child) listen() {
 		}
 	}
 	c.bury(err)
+}
+
+// lose takes it that the process has died and was started again by its keeper,
+// which has killed what was left.
+func (c *child) lose(life uint64) {
+	c.mu.Lock()
+	rest := c.programs
+	c.programs, c.life = map[uint64]*Process{}, life
+	c.mu.Unlock()
+	if c.died != nil {
+		c.died(ErrGone)
+	}
+	for _, p := range rest {
+		p.lose(ErrGone)
+	}
 }
 
 // bury sees to it that nothing of the process is left.

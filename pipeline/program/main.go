@@ -13,7 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// How a starter is called: the name, the mark, the daemon's number, the accounts.
+// How a starter is called: the name, the mark, the daemon's number, the accounts
+// and, if it has a keeper, the number of its life.
 const (
 	starterName = "postern: programs"
 	starterMark = "start-programs"
@@ -25,10 +26,18 @@ const (
 // nothing. It is to be called first in main, and in TestMain of tests that start
 // programs.
 func Main() {
-	if len(os.Args) != 4 || os.Args[0] != starterName || os.Args[1] != starterMark {
+	if len(os.Args) < 4 || len(os.Args) > 5 || os.Args[0] != starterName || os.Args[1] != starterMark {
 		return
 	}
-	if err := startPrograms(os.Args[2], os.Args[3]); err != nil {
+	// Who stops the service signals all of its processes, and the daemon may still
+	// need its programs. These get their signals as they are by default.
+	signal.Ignore(unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGPIPE, unix.SIGUSR1, unix.SIGUSR2)
+	runtime.LockOSThread() // programs are killed when the thread that started them ends
+	work := startPrograms
+	if os.Args[3] != "" && len(os.Args) == 4 {
+		work = keep
+	}
+	if err := work(os.Args[2:]); err != nil {
 		fmt.Fprintf(os.Stderr, "postern: the process that starts programs: %v\n", err)
 		os.Exit(1)
 	}
@@ -38,10 +47,11 @@ func Main() {
 // server is the starter's side.
 type server struct {
 	daemon   int32 // the only process that may ask
+	life     uint64
 	accounts []Account
 	null     int
 	report   *report
-	list     *os.File // of our first thread's children; nil: the kernel has none
+	list     childList
 	bell     chan struct{}
 
 	mu      sync.Mutex
@@ -49,24 +59,24 @@ type server struct {
 	byID    map[uint64]int
 	pending []ended
 	timer   *time.Timer
-	waiting bool   // for the timer
-	buffer  []byte // for list
+	waiting bool // for the timer
 }
 
 // startPrograms serves the daemon until it hangs up.
-func startPrograms(daemon, accounts string) error {
-	// Who stops the service signals all of its processes, and the daemon may still
-	// need its programs. These get their signals as they are by default.
-	signal.Ignore(unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGPIPE, unix.SIGUSR1, unix.SIGUSR2)
-	runtime.LockOSThread() // programs are killed when the thread that started them ends
-	s := &server{bell: make(chan struct{}, 1), live: map[int]uint64{}, byID: map[uint64]int{}, buffer: make([]byte, 4096)}
-	pid, err := strconv.Atoi(daemon)
+func startPrograms(args []string) error {
+	s := &server{bell: make(chan struct{}, 1), live: map[int]uint64{}, byID: map[uint64]int{}}
+	pid, err := strconv.Atoi(args[0])
 	if err != nil {
 		return err
 	}
 	s.daemon = int32(pid)
-	if s.accounts, err = parseAccounts(accounts); err != nil {
+	if s.accounts, err = parseAccounts(args[1]); err != nil {
 		return err
+	}
+	if len(args) > 2 {
+		if s.life, err = strconv.ParseUint(args[2], 10, 16); err != nil {
+			return err
+		}
 	}
 	if err := s.prepare(); err != nil {
 		return err
@@ -81,7 +91,9 @@ func startPrograms(daemon, accounts string) error {
 		}
 		switch kind {
 		case kindStart, kindStartApart:
-			s.start(id, kind, body, fds)
+			if id>>lifeShift == s.life { // else it has been told that it is lost
+				s.start(id, kind, body, fds)
+			}
 		case kindKill:
 			s.kill(id)
 		}
@@ -89,8 +101,8 @@ func startPrograms(daemon, accounts string) error {
 	}
 }
 
-// prepare makes the process what it must be.
-func (s *server) prepare() (err error) {
+// confine makes the process what a starter or a keeper must be.
+func confine() error {
 	if err := closeOnExec(); err != nil {
 		return err
 	}
@@ -98,8 +110,13 @@ func (s *server) prepare() (err error) {
 		return os.NewSyscallError("prctl", err)
 	}
 	// Nobody of our user may look into this process, or take its descriptors.
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return os.NewSyscallError("prctl", err)
+	return os.NewSyscallError("prctl", unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0))
+}
+
+// prepare gets what the starter needs.
+func (s *server) prepare() (err error) {
+	if err := confine(); err != nil {
+		return err
 	}
 	if err := unix.SetsockoptInt(controlFD, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err != nil {
 		return os.NewSyscallError("setsockopt", err)
@@ -110,7 +127,7 @@ func (s *server) prepare() (err error) {
 	if s.report, err = newReport(); err != nil {
 		return os.NewSyscallError("mmap", err)
 	}
-	s.list = openChildren()
+	s.list.open()
 	return nil
 }
 
@@ -228,7 +245,9 @@ func (s *server) fail(id uint64, at step, errno unix.Errno) {
 }
 
 // tell tells the daemon something. A daemon that is gone is seen elsewhere.
-func (s *server) tell(a answer) {
+func (*server) tell(a answer) { tell(a) }
+
+func tell(a answer) {
 	b := a.encode()
 	for {
 		if err := unix.Sendmsg(controlFD, b, nil, nil, unix.MSG_NOSIGNAL); !errors.Is(err, unix.EINTR) {

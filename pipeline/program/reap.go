@@ -102,7 +102,7 @@ func (s *server) finish(pid int, id uint64) {
 // ends of programs are told. The server is locked.
 func (s *server) look() {
 	strays := 0
-	for _, pid := range s.children() {
+	for _, pid := range s.list.read() {
 		if _, ok := s.live[pid]; ok {
 			continue
 		}
@@ -155,40 +155,42 @@ func (s *server) lookAgain() {
 	}
 }
 
-// children are the processes that have come to this one. The kernel gives orphans
-// to our first thread. The list may lack some while others end, but then their
-// ends are seen and the list is read again.
-func (s *server) children() []int {
-	if s.list == nil {
+// childList is the list of our first thread's children, to whom the kernel adds
+// orphans.
+type childList struct {
+	file   *os.File // nil: this kernel has none
+	buffer []byte
+}
+
+// open opens it.
+func (c *childList) open() {
+	c.file, _ = os.Open(fmt.Sprintf("/proc/self/task/%d/children", os.Getpid()))
+	c.buffer = make([]byte, 4096)
+}
+
+// read reads it. It may lack some while others end, but then their ends are seen,
+// and it is read again.
+func (c *childList) read() []int {
+	if c.file == nil {
 		return childrenByParent(os.Getpid())
 	}
 	for {
-		n, err := s.list.ReadAt(s.buffer, 0)
-		if n == len(s.buffer) {
-			s.buffer = make([]byte, 2*n)
+		n, err := c.file.ReadAt(c.buffer, 0)
+		if n == len(c.buffer) {
+			c.buffer = make([]byte, 2*n)
 			continue
 		}
 		if n == 0 && err == nil {
 			return nil
 		}
 		var all []int
-		for word := range bytes.FieldsSeq(s.buffer[:n]) {
+		for word := range bytes.FieldsSeq(c.buffer[:n]) {
 			if pid, err := strconv.Atoi(string(word)); err == nil {
 				all = append(all, pid)
 			}
 		}
 		return all
 	}
-}
-
-// openChildren opens the list of our first thread's children; nil if the kernel
-// has none.
-func openChildren() *os.File {
-	f, err := os.Open(fmt.Sprintf("/proc/self/task/%d/children", os.Getpid()))
-	if err != nil {
-		return nil
-	}
-	return f
 }
 
 // childrenByParent finds a process's children among all processes.

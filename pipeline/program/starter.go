@@ -108,7 +108,7 @@ func kindOf(err error) error {
 // account is the place of a spec's user among the options' users.
 func (s *Starter) account(spec *Spec) (int, error) {
 	for i := range s.options.Users {
-		if spec.User != "" && s.options.Users[i].is(spec.User) {
+		if spec.User != "" && s.options.Users[i].Is(spec.User) {
 			return i, nil
 		}
 	}

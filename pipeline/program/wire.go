@@ -20,9 +20,13 @@ const (
 	kindKill       = 'K'
 
 	kindReady   = 'R'
+	kindLost    = 'l' // the life that begins: what was asked for before is gone
 	kindStarted = 's' // its number
 	kindFailed  = 'f' // the step, the kernel's error
 	kindEnded   = 'e' // the wait status, processor time in us, memory in bytes, processes left
+
+	// lifeShift is where the number of a starter's life stands in an id.
+	lifeShift = 48
 
 	packetHead = 1 + 8
 	answerSize = packetHead + 4*8

@@ -103,6 +103,7 @@ func (l *loader) checkFilters() {
 			steps[name], l.options[name] = made.Step, made.options
 			f.OnError, f.Always = &made.OnError, &made.Always
 			maps.Copy(l.set, made.set)
+			maps.Copy(l.users, made.users)
 		}
 	}
 	used, tapped := map[string]bool{}, false
@@ -213,6 +214,7 @@ type made struct {
 	pipeline.Step
 	options reflect.Value    // the struct that its kind decoded; may be invalid
 	set     map[string]place // of its own keys
+	users   map[string]string
 }
 
 // makeStep makes a filter from its table.
@@ -291,14 +293,14 @@ type keyed interface{ Key() string }
 func (c *Config) makeFilter(p *problems, f *Filter, kind *pipeline.Kind, into *made) bool {
 	own, path := c.withBadAddresses(c.withSignatures(c.withTaps(f, kind), kind), kind), "filter."+f.Name
 	decoded := false
-	into.set = map[string]place{}
+	into.set, into.users = map[string]place{}, map[string]string{}
 	decode := func(target any) error {
 		v := reflect.ValueOf(target)
 		if v.Kind() != reflect.Pointer || v.IsNil() || v.Elem().Kind() != reflect.Struct {
 			return fmt.Errorf("decode into %T: it takes a pointer to a struct", target)
 		}
 		decoded = true
-		d := decoder{problems: &problems{file: c.File}, folder: c.folder, set: into.set, unknown: misplaced, more: commonKeys()}
+		d := decoder{problems: &problems{file: c.File}, folder: c.folder, set: into.set, users: into.users, unknown: misplaced, more: commonKeys()}
 		d.table(own, path, v.Elem())
 		into.options = reflect.New(v.Elem().Type()).Elem()
 		into.options.Set(v.Elem())

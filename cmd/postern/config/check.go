@@ -37,6 +37,7 @@ var checks = []func(*loader){
 	(*loader).checkAuth,
 	(*loader).checkListeners,
 	(*loader).checkFilters,
+	(*loader).checkRunsAs,
 	(*loader).checkQueue,
 	(*loader).checkBounce,
 	(*loader).checkMailboxes,

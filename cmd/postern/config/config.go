@@ -76,6 +76,7 @@ type Config struct {
 	set       map[string]place         // of what was written, by path
 	from      map[string]string        // of what was not, if it is no plain default
 	options   map[string]reflect.Value // the filters' own structs, for Effective
+	users     map[string]string        // that programs are run as, by path
 }
 
 type tapLine struct {
@@ -117,10 +118,10 @@ func Parse(path string, data []byte, o Options) (*Config, error) {
 	}
 	c := &Config{
 		File: path, Settings: defaults(), o: withDefaults(o), folder: filepath.Dir(full),
-		set: map[string]place{}, from: map[string]string{}, options: map[string]reflect.Value{},
+		set: map[string]place{}, from: map[string]string{}, options: map[string]reflect.Value{}, users: map[string]string{},
 	}
 	l := &loader{Config: c, problems: p, root: root, bad: map[string]bool{}}
-	d := decoder{problems: p, folder: c.folder, set: c.set, bad: l.bad, unknown: misplaced}
+	d := decoder{problems: p, folder: c.folder, set: c.set, bad: l.bad, unknown: misplaced, users: c.users}
 	d.table(root, "", reflect.ValueOf(&c.Settings).Elem())
 	for _, check := range checks {
 		check(l)

@@ -27,6 +27,8 @@ type decoder struct {
 	unknown func(p *problems, path, key string, at place) bool
 	// more are further keys to suggest.
 	more []string
+	// users, if it is not nil, gets the users that programs are run as, by path.
+	users map[string]string
 }
 
 // keeper is a struct that takes the keys that it has no fields for.
@@ -333,6 +335,9 @@ func (d *decoder) str(n *node, path string, f *field, v reflect.Value, value str
 		value = filepath.Clean(value)
 	}
 	v.SetString(value)
+	if f.runs != "" && value != "" && d.users != nil {
+		d.users[path] = value
+	}
 }
 
 // join makes the path of a key.

@@ -14,13 +14,14 @@ import (
 //	unit:"bytes"     an integer that may be written as a size, "50 MB"
 //	path:"file"      a path: made absolute, from the configuration file's folder
 //	min:"1"          the least integer
+//	runs:"user"      a string: the name or number of a user that a program is run as, see Config.RunsAs
 //	keys:"names"     a table whose keys are names that the administrator chooses
 type field struct {
 	name                          string
 	index                         []int
 	typ                           reflect.Type
 	doc, unset, oneof, unit, path string
-	min, keys                     string
+	min, keys, runs               string
 }
 
 // fieldsOf lists the keys of a struct type, those of embedded structs among
@@ -41,7 +42,7 @@ func fieldsOf(t reflect.Type) []field {
 			get := f.Tag.Get
 			fields = append(fields, field{
 				name: name, index: []int{i}, typ: f.Type,
-				doc: get("doc"), unset: get("unset"), oneof: get("oneof"), unit: get("unit"), path: get("path"), min: get("min"), keys: get("keys"),
+				doc: get("doc"), unset: get("unset"), oneof: get("oneof"), unit: get("unit"), path: get("path"), min: get("min"), keys: get("keys"), runs: get("runs"),
 			})
 		}
 	}
