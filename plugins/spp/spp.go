@@ -146,7 +146,7 @@ type Options struct {
 	Pass       []string `toml:"pass" doc:"likewise for RCPT, behind those of rcpt"`
 	Data       []string `toml:"data" doc:"likewise for DATA"`
 
-	User        string        `toml:"user" doc:"the user that the programs run as, a name or a number" unset:"the daemon's"`
+	User        string        `toml:"user" doc:"the user that the programs run as, a name or a number" runs:"user" unset:"the daemon's"`
 	Memory      int64         `toml:"memory" doc:"how much memory each program may have" unit:"bytes" min:"0" unset:"2 GB"`
 	CPU         time.Duration `toml:"cpu" doc:"how much processor time each program may use" unset:"the filter's timeout"`
 	Concurrency int           `toml:"concurrency" doc:"how many programs may run at the same time; others wait" min:"1"`
