@@ -43,6 +43,7 @@ type Host struct {
 	cancel  context.CancelFunc
 	handles atomic.Uint64
 	bodies  atomic.Uint64
+	sockets atomic.Uint64
 
 	mu sync.Mutex
 	// current are the versions of the configuration in force, coming those that a

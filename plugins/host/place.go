@@ -31,10 +31,11 @@ type place struct {
 type Owner struct{ UID, GID int }
 
 // maxSocket is the longest path of a Unix socket, in bytes (unix(7), less the
-// NUL at its end); socketName is how long a name go-plugin's servers choose.
+// NUL at its end); socketName is how long a name go-plugin's servers choose, in a directory
+// of the process.
 const (
 	maxSocket  = 107
-	socketName = len("/plugin") + 10
+	socketName = len("/zzzz/plugin") + 10
 )
 
 // Prepare makes the directory of a plugin while that is possible: one that has a

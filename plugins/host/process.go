@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -125,19 +126,12 @@ func (p *process) connect(ctx context.Context) error {
 			return err
 		}
 	case <-ctx.Done():
-		p.abort()
+		p.runner.abort()
 		<-connected
 		return ctx.Err()
 	}
-	p.pid = p.runner.process.Pid()
+	p.pid = p.runner.process.Load().Pid()
 	return p.check(ctx)
-}
-
-// abort kills a process that is being started.
-func (p *process) abort() {
-	if r := p.runner; r.process != nil {
-		r.process.Kill()
-	}
 }
 
 func (p *process) dispense(protocol plugin.ClientProtocol) error {
@@ -168,21 +162,25 @@ func (p *process) check(ctx context.Context) error {
 }
 
 // gone is closed when the process has ended.
-func (p *process) gone() <-chan struct{} { return p.runner.process.Done() }
+func (p *process) gone() <-chan struct{} { return p.runner.process.Load().Done() }
 
 // ended says how it has ended, nil if it has not.
 func (p *process) ended() error {
-	if p.runner.process == nil {
+	started := p.runner.process.Load()
+	if started == nil {
 		return nil
 	}
 	select {
-	case <-p.gone():
+	case <-started.Done():
 	default:
 		return nil
 	}
-	ending, err := p.runner.process.Wait(context.Background())
+	ending, err := started.Wait(context.Background())
 	if err != nil {
 		return err
+	}
+	if ending.Signal == syscall.SIGKILL && p.runner.killed.Load() {
+		return nil // by us
 	}
 	return fmt.Errorf("it has ended: %v", ending)
 }
@@ -190,7 +188,7 @@ func (p *process) ended() error {
 // explain says what an error at the start means.
 func (p *process) explain(ctx context.Context, err error) error {
 	switch text := err.Error(); {
-	case p.runner.process == nil:
+	case p.runner.process.Load() == nil:
 		return fmt.Errorf("it cannot be started: %w", err)
 	case strings.Contains(text, "incompatible API version"):
 		return fmt.Errorf("it speaks another version of the calls than %d: build it against this version of Postern", wire.Version)
@@ -234,15 +232,15 @@ func (p *process) stop() {
 	case <-done:
 	case <-t.C:
 	}
-	p.abort()
+	p.runner.abort()
 	<-done
 	p.runner.end()
 }
 
 // kill ends the process at once.
 func (p *process) kill() {
-	p.abort()
-	if p.runner.process != nil {
+	p.runner.abort()
+	if p.runner.process.Load() != nil {
 		<-p.gone()
 	}
 	p.client.Kill()

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -213,5 +214,7 @@ func users() []string {
 func recipients(addresses ...string) []envelope.Recipient {
 	return envelope.To("", addresses...).Recipients
 }
+
+func goroutines() int { return runtime.NumGoroutine() }
 
 func itoa(n int) string { return fmt.Sprint(n) }

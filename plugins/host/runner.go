@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-plugin"
@@ -38,16 +39,20 @@ type runner struct {
 	out, err *lines
 	env      []string // go-plugin's own
 
-	binary    *binary
-	process   *program.Process
+	binary *binary
+	// process is set when it has been started, by go-plugin's goroutine, and
+	// aborted by who has lost patience.
+	process   atomic.Pointer[program.Process]
+	aborted   atomic.Bool
+	killed    atomic.Bool // before it had ended by itself
 	handshake *io.PipeReader
 	reading   sync.WaitGroup
-	socket    string // set once the plugin has said where it listens
+	sockets   string // the directory of its sockets
 }
 
-func newRunner(s *Settings, p *place, programs Programs, log *slog.Logger, now func() time.Time) *runner {
+func newRunner(s *Settings, p *place, number uint64, programs Programs, log *slog.Logger, now func() time.Time) *runner {
 	return &runner{
-		settings: s, place: p, programs: programs, log: log,
+		settings: s, place: p, programs: programs, log: log, sockets: filepath.Join(p.run, strconv.FormatUint(number, 36)),
 		out: newLines(log, "stdout", slog.LevelInfo, now), err: newLines(log, "stderr", slog.LevelInfo, now),
 	}
 }
@@ -57,6 +62,9 @@ func (r *runner) Start(context.Context) (err error) {
 	if r.binary, err = openBinary(r.settings.Command[0], r.settings.SHA256); err != nil {
 		return err
 	}
+	if err := makeSockets(r.sockets); err != nil {
+		return errors.Join(err, r.binary.Close())
+	}
 	outR, outW, err := os.Pipe()
 	if err != nil {
 		return errors.Join(err, r.binary.Close())
@@ -65,13 +73,17 @@ func (r *runner) Start(context.Context) (err error) {
 	if err != nil {
 		return errors.Join(err, outR.Close(), outW.Close(), r.binary.Close())
 	}
-	r.process, err = r.programs.Start(r.spec(outW, errW))
+	started, err := r.programs.Start(r.spec(outW, errW))
 	outW.Close()
 	errW.Close()
 	if err != nil {
 		outR.Close()
 		errR.Close()
-		return errors.Join(r.reword(err), r.binary.Close())
+		return errors.Join(r.reword(err), r.binary.Close(), os.RemoveAll(r.sockets))
+	}
+	if r.process.Store(started); r.aborted.Load() {
+		r.killed.Store(true)
+		started.Kill()
 	}
 	handshake, first := io.Pipe()
 	r.handshake = handshake
@@ -87,6 +99,16 @@ func (r *runner) Start(context.Context) (err error) {
 		r.err.drain(errR)
 	}()
 	return nil
+}
+
+// makeSockets makes the directory of a process's sockets, which is ours so that
+// we can remove whatever the process leaves in it. Those who may not enter the
+// one above it do not come here either.
+func makeSockets(dir string) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o777|os.ModeSetgid)
 }
 
 // reword tells of an error without the descriptor's path.
@@ -125,7 +147,7 @@ func (r *runner) environment() []string {
 			env[name] = value
 		}
 	}
-	env[plugin.EnvUnixSocketDir] = r.place.run
+	env[plugin.EnvUnixSocketDir] = r.sockets
 	if !r.place.own {
 		// The directory gives the socket our group; this has the plugin let it in.
 		env[plugin.EnvUnixSocketGroup] = strconv.Itoa(os.Getegid())
@@ -165,21 +187,41 @@ func (r *runner) Stderr() io.ReadCloser { return io.NopCloser(strings.NewReader(
 func (r *runner) Name() string { return r.settings.Command[0] }
 
 // ID is the process number.
-func (r *runner) ID() string { return strconv.Itoa(r.process.Pid()) }
+func (r *runner) ID() string {
+	if p := r.process.Load(); p != nil {
+		return strconv.Itoa(p.Pid())
+	}
+	return "" // it has not been started, and there is nothing to kill
+}
 
 // Diagnose has nothing to add.
 func (r *runner) Diagnose(context.Context) string { return "" }
 
 // Wait waits for the program's end.
 func (r *runner) Wait(context.Context) error {
-	<-r.process.Done()
+	<-r.process.Load().Done()
 	return nil
 }
 
 // Kill kills it, with all that it has started.
 func (r *runner) Kill(context.Context) error {
-	r.process.Kill()
+	r.abort()
 	return nil
+}
+
+// abort kills it, or has it be killed as soon as it is started.
+func (r *runner) abort() {
+	r.aborted.Store(true)
+	p := r.process.Load()
+	if p == nil {
+		return
+	}
+	select {
+	case <-p.Done():
+	default:
+		r.killed.Store(true)
+		p.Kill()
+	}
 }
 
 // HostToPlugin is of no use here.
@@ -190,7 +232,7 @@ func (r *runner) HostToPlugin(network, address string) (string, string, error) {
 // PluginToHost looks at where the plugin says that it listens: a socket in the
 // directory that it was given. We talk to nobody else.
 func (r *runner) PluginToHost(network, address string) (string, string, error) {
-	if network != "unix" || filepath.Dir(address) != r.place.run || filepath.Clean(address) != address {
+	if network != "unix" || filepath.Dir(address) != r.sockets || filepath.Clean(address) != address {
 		return "", "", fmt.Errorf("it says that it listens on %.80q %.200q, which is no Unix socket in the directory of $%s", network, address, plugin.EnvUnixSocketDir)
 	}
 	info, err := os.Lstat(address)
@@ -200,20 +242,18 @@ func (r *runner) PluginToHost(network, address string) (string, string, error) {
 	if info.Mode()&os.ModeType != os.ModeSocket {
 		return "", "", fmt.Errorf("it says that it listens on %.200q, which is no socket", address)
 	}
-	r.socket = address
 	return network, address, nil
 }
 
 // end waits until nothing of the program is left, and tidies up.
 func (r *runner) end() {
-	if r.process == nil {
+	p := r.process.Load()
+	if p == nil {
 		return
 	}
-	<-r.process.Done()
+	<-p.Done()
 	r.handshake.Close()
 	r.reading.Wait()
-	if r.socket != "" {
-		os.Remove(r.socket) //nolint:errcheck // the next start sweeps what is left behind
-	}
+	os.RemoveAll(r.sockets) //nolint:errcheck // the next start sweeps what is left behind
 	r.binary.Close()
 }

@@ -87,7 +87,7 @@ func newVersion(ctx context.Context, h *Host, s Settings, fingerprint string) (*
 
 // launch starts a process and checks that it is well.
 func (v *version) launch(ctx context.Context) (*process, error) {
-	r := newRunner(&v.settings, v.place, v.host.o.Programs, v.log, v.host.o.Now)
+	r := newRunner(&v.settings, v.place, v.host.sockets.Add(1), v.host.o.Programs, v.log, v.host.o.Now)
 	p, err := launch(ctx, r, v.host.o.Dir)
 	if err != nil {
 		return nil, err
@@ -219,7 +219,9 @@ func (v *version) watch(p *process) bool {
 		select {
 		case <-p.gone():
 			v.pool.remove(p)
-			why = p.ended()
+			if why = p.ended(); why == nil {
+				why = errStopped
+			}
 			p.kill()
 		case <-v.stopping:
 			v.pool.remove(p)
