@@ -7,6 +7,7 @@
 package wire
 
 //go:generate protoc --go_out=. --go_opt=paths=source_relative --go-grpc_out=. --go-grpc_opt=paths=source_relative plugin.proto
+//go:generate protoc --python_out=../sdk/python/postern_plugin plugin.proto
 
 // Version is the version of the calls, and of hashicorp/go-plugin's handshake.
 const Version = 1
