@@ -115,7 +115,7 @@ func (e *engine) newQueue(c *config.Config, resolver *resolve.Resolver, chains *
 		Prepare:   e.leave.prepare,
 		SiteLimit: c.Queue.Domain, Lifetime: c.Queue.Lifetime,
 		Channels: []queue.Channel{
-			{Name: remoteChannel, Exit: remoteExit{e.remote}, Backoff: c.Queue.Backoff(), Limit: limit(c.Queue.Remote)},
+			{Name: remoteChannel, Exit: remoteExit{e.remote}, Backoff: c.Queue.Backoff(), Limit: limit(c.Queue.Remote), Locate: e.siteOf},
 			{Name: localChannel, Exit: localExit{mailboxes}, Backoff: schedule.Qmail(schedule.QmailLocal), Limit: limit(c.Queue.Local)},
 		},
 		Bounce: queue.Bounce{
@@ -177,6 +177,13 @@ func (e *engine) isLocal(domain string) bool { return e.config.Load().IsLocal(do
 func (e *engine) route(domain string) (host string, port uint16, ok bool) {
 	r, ok := e.routeOf(domain)
 	return r.Host, r.Port, ok
+}
+
+// siteOf is the site of a domain as the schedule knows it: the hosts that take its
+// mail, so that all their domains share what they are given.
+func (e *engine) siteOf(ctx context.Context, domain string) (string, error) {
+	s, err := e.remote.Site(ctx, domain)
+	return s.Name, err
 }
 
 // routeOf is a domain's route; one whose mail goes to mailboxes has none.
