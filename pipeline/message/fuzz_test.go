@@ -15,3 +15,7 @@ func FuzzEdit(f *testing.F) {
 		checkEdit(t, m, FieldEdit{Op: EditOp(op / 8 % 8), Name: name2, Value: value2, Nth: -int(nth % 2)})
 	})
 }
+
+func FuzzToSevenBit(f *testing.F) {
+	f.Fuzz(func(t *testing.T, in string) { checkConvert(t, FromString(in)) })
+}
