@@ -158,6 +158,7 @@ func (s *server) begin(id uint64, p *plan) (at step, errno unix.Errno) {
 	}
 	s.live[pid], s.byID[id] = id, pid
 	s.tell(answer{kind: kindStarted, id: id, numbers: [4]int64{int64(pid)}})
+	s.lookAgain()
 	s.born()
 	return stepNone, 0
 }

@@ -14,6 +14,16 @@ import (
 // The test binary is what starts the programs, too, and some of them.
 func TestMain(m *testing.M) {
 	Main()
+	if os.Getenv(asDaemon) != "" {
+		beDaemon(os.Args[1])
+		os.Exit(1)
+	}
+	if os.Getenv(asStranger) != "" {
+		if err := beStranger(os.Args[1]); err != nil {
+			panic(err)
+		}
+		os.Exit(0)
+	}
 	os.Exit(m.Run())
 }
 
