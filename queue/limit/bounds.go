@@ -110,6 +110,15 @@ func ParseRate(s string) (Rate, error) {
 	return Rate{}, fmt.Errorf(`%.40q is no rate: write it like "100/min" (s, min, h or d), or "none"`, s)
 }
 
+// MarshalText is encoding.TextMarshaler.
+func (r Rate) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText is encoding.TextUnmarshaler, by ParseRate.
+func (r *Rate) UnmarshalText(text []byte) (err error) {
+	*r, err = ParseRate(string(text))
+	return err
+}
+
 // Bounds are the limits of one thing. A field that is 0 is not set, and what the
 // layer below says holds; None lifts a limit.
 type Bounds struct {

@@ -213,7 +213,7 @@ func tighter(a, b *Refusal) *Refusal {
 type Ticket struct {
 	g       *Gate
 	path    Path
-	address string
+	at      []Key // the address, and the groups that it is in
 	keys    []Key
 	control *Control
 	conn    conn
@@ -297,28 +297,58 @@ func (g *Gate) free(k Key, n int) {
 	c.waiting = slices.Delete(c.waiting, 0, n)
 }
 
-// At says which address the connection goes to; it counts there, too, or not at
-// all. It may be called again, when that address was not to be had.
-func (t *Ticket) At(now time.Time, address string) *Refusal {
+// At says which address the connection goes to, and which groups that address is
+// in; it counts there, too, or not at all. It may be called again, when that
+// address was not to be had.
+func (t *Ticket) At(now time.Time, address string, groups ...string) *Refusal {
 	g := t.g
 	g.mu.Lock()
 	defer g.unlock()
 	t.leaveAddress(now)
-	k := Key{Address, address}
-	if no := g.admits(now, k, g.bounds(now, k)); no != nil {
+	keys := []Key{{Address, address}}
+	for _, name := range groups {
+		if k := (Key{Group, name}); !slices.Contains(t.keys, k) {
+			keys = append(keys, k)
+		}
+	}
+	var no *Refusal
+	for _, k := range keys {
+		no = tighter(no, g.admits(now, k, g.bounds(now, k)))
+	}
+	if no != nil {
 		g.refuse(no, t.path.Site)
 		return no
 	}
-	g.enter(now, k)
-	t.address = address
+	for _, k := range keys {
+		g.enter(now, k)
+	}
+	t.at = keys
 	return nil
 }
 
 func (t *Ticket) leaveAddress(now time.Time) {
-	if t.address != "" {
-		t.g.leave(now, Key{Address, t.address})
-		t.address = ""
+	for _, k := range t.at {
+		t.g.leave(now, k)
 	}
+	t.at = nil
+}
+
+// Return gives up a ticket for which nothing was opened, as if it had not been
+// asked for. Like Close, it counts once, and only the first of both.
+func (t *Ticket) Return(now time.Time) {
+	g := t.g
+	g.mu.Lock()
+	defer g.unlock()
+	if t.closed {
+		return
+	}
+	for _, k := range t.keys {
+		if r := g.bounds(now, k).NewConnections; r.IsSet() {
+			g.counter(k).conns -= int64(r.every())
+		}
+		g.counter(k).connsN--
+	}
+	t.close(now)
 }
 
 func (g *Gate) leave(now time.Time, k Key) {
@@ -333,16 +363,20 @@ func (t *Ticket) Close(now time.Time) {
 	g := t.g
 	g.mu.Lock()
 	defer g.unlock()
-	if t.closed {
-		return
+	if !t.closed {
+		t.close(now)
 	}
+}
+
+// close is Close; the Gate is locked.
+func (t *Ticket) close(now time.Time) {
 	t.closed = true
 	t.leaveAddress(now)
 	for _, k := range t.keys {
-		g.leave(now, k)
+		t.g.leave(now, k)
 	}
 	t.control.closed(now, &t.conn)
-	g.free(Key{Adapted, t.path.adapted()}, 1)
+	t.g.free(Key{Adapted, t.path.adapted()}, 1)
 }
 
 // Message asks leave to begin a message with so many recipients. A Refusal of
@@ -351,10 +385,7 @@ func (t *Ticket) Message(now time.Time, recipients int) *Refusal {
 	g := t.g
 	g.mu.Lock()
 	defer g.unlock()
-	keys := t.keys
-	if t.address != "" {
-		keys = append(slices.Clip(keys), Key{Address, t.address})
-	}
+	keys := slices.Concat(t.keys, t.at)
 	var no *Refusal
 	for _, k := range keys {
 		b := g.bounds(now, k)

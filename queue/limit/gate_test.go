@@ -188,6 +188,57 @@ func TestNeverExceeded(t *testing.T) {
 	}
 }
 
+// TestReturnedTicketsCostNothing takes tickets and does not use them.
+func TestReturnedTicketsCostNothing(t *testing.T) {
+	g := New(Options{Bounds: func(k Key) Bounds {
+		if k.Level == Site {
+			return Bounds{NewConnections: Rate{Count: 1, Per: time.Hour, Burst: 2}}
+		}
+		return Bounds{}
+	}})
+	for i := range 100 {
+		k, no := g.Open(start, Path{Site: "x"})
+		if no != nil {
+			t.Fatalf("ticket %d: %v", i, no)
+		}
+		k.Return(start)
+		k.Close(start)
+	}
+	for range 2 {
+		if _, no := g.Open(start, Path{Site: "x"}); no != nil {
+			t.Fatal(no)
+		}
+	}
+	if _, no := g.Open(start, Path{Site: "x"}); no == nil || no.What != "new connections" {
+		t.Fatalf("the third: %v", no)
+	}
+}
+
+func TestGroupsOfAddresses(t *testing.T) {
+	g := New(Options{Bounds: func(k Key) Bounds {
+		if k == (Key{Group, "net"}) {
+			return Bounds{Connections: 2}
+		}
+		return Bounds{}
+	}})
+	var all []*Ticket
+	for i := range 3 {
+		k, no := g.Open(start, Path{Site: fmt.Sprint("s", i)})
+		if no != nil {
+			t.Fatal(no)
+		}
+		all = append(all, k)
+		no = k.At(start, fmt.Sprint("192.0.2.", i), "net")
+		if (no != nil) != (i == 2) {
+			t.Fatalf("address %d: %v", i, no)
+		}
+	}
+	all[0].Close(start)
+	if no := all[2].At(start, "192.0.2.2", "net"); no != nil {
+		t.Fatal(no)
+	}
+}
+
 func TestOperatorsWord(t *testing.T) {
 	woken := 0
 	g := New(Options{Wake: func(string) { woken++ }})
