@@ -67,6 +67,14 @@ func FuzzRcptchecks(f *testing.F) {
 	fuzz(f, "rcptchecks", "rcptchecks", "/usr/local/bin/check\n", "export RCPTCHECK=\"/bin/x\"\nbin/y\n/bin/a b\n#", "RCPTCHECK='")
 }
 
+func FuzzQfilters(f *testing.F) {
+	fuzz(f, "qfilters", "qfilters", "#!/bin/sh\nPATH=/bin\nexec /usr/bin/qmail-qfilter /bin/a -x 'b c' -- \\\n  bin/d \"e\"\n", "example.org:/bin/f:V\n/bin/a -- -- b\n*.example:/bin/g", "a $(b) | c\nd\\")
+}
+
+func FuzzSmtpplugins(f *testing.F) {
+	fuzz(f, "smtpplugins", "smtpplugins", "[rcpt]\nplugins/a\n/bin/b\n:test x\n[zzz]\nc\n[pass]\n/d", "x\n[\n[c]\n:")
+}
+
 // TestHuge refuses what is too long before it is parsed, and takes long lines.
 func TestHuge(t *testing.T) {
 	dir := t.TempDir()

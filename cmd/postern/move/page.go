@@ -53,7 +53,7 @@ func (p *page) head(im *importer, read []*file) {
 	p.line("#")
 	p.text("", "Each file is listed line by line, with its own comments. Below a line stands what has no equal here (NO EQUAL) and what is done in another way (NOTE).")
 	if noEqual > 0 {
-		p.text("", fmt.Sprintf("%d places have NO EQUAL: read them before this configuration is used.", noEqual))
+		p.text("", fmt.Sprintf("NO EQUAL stands there %d times: read it before this configuration is used.", noEqual))
 	}
 	p.line("#")
 	p.text("", "Try it: postern check --config THIS, and postern explain --config THIS --from A --to B MESSAGE. To see on mail that flows what it would do, write mode = \"shadow\" into the filters first.")

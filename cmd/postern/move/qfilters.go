@@ -253,10 +253,8 @@ func split(s string) (words []string, rest, err string) {
 			if wrong != "" {
 				return nil, "", wrong
 			}
-			if i += n - 1; text == "$@" && c == '"' {
-				continue
-			}
-			inWord = true
+			inWord = inWord || s[i:i+n] != `"$@"`
+			i += n - 1
 			word.WriteString(text)
 		default:
 			inWord = true
@@ -277,8 +275,8 @@ func quoted(s string) (n int, text, err string) {
 		case s[0] == '"' && c == '\\' && i+1 < len(s) && strings.IndexByte("$`\"\\", s[i+1]) >= 0:
 			i++
 			b.WriteByte(s[i])
-		case s[0] == '"' && c == '$' && strings.HasPrefix(s[i:], `$@"`):
-			b.WriteByte(c)
+		case s[0] == '"' && strings.HasPrefix(s[i:], `$@`):
+			i++
 		case s[0] == '"' && (c == '$' || c == '`'):
 			return 0, "", fmt.Sprintf("the shell works out what %q stands for", c)
 		default:
