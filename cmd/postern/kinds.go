@@ -3,10 +3,11 @@ package main
 import (
 	"github.com/postern-mta/postern/filters"
 	"github.com/postern-mta/postern/pipeline"
+	"github.com/postern-mta/postern/plugins/qfilter"
 )
 
 // kinds are all filters that a configuration can name without a plugin: the
 // built-in ones, and those that drive programs and milters of others.
 func kinds() []pipeline.Kind {
-	return filters.Kinds()
+	return append(filters.Kinds(), qfilter.Kind())
 }
