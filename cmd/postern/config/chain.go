@@ -291,7 +291,7 @@ type keyed interface{ Key() string }
 
 // makeFilter makes a filter of its own keys.
 func (c *Config) makeFilter(p *problems, f *Filter, kind *pipeline.Kind, into *made) bool {
-	own, path := c.withBadAddresses(c.withSignatures(c.withTaps(f, kind), kind), kind), "filter."+f.Name
+	own, path := c.withPlugins(c.withBadAddresses(c.withSignatures(c.withTaps(f, kind), kind), kind), kind), "filter."+f.Name
 	decoded := false
 	into.set, into.users = map[string]place{}, map[string]string{}
 	decode := func(target any) error {
