@@ -221,26 +221,28 @@ func chain(words []string) (all [][]string) {
 // which is the rest. err is what a shell alone can work out.
 func split(s string) (words []string, rest, err string) {
 	var word strings.Builder
-	inWord := false
+	inWord, glued := false, false // glued: something stands before it, be it nothing in the end
 	end := func() {
 		if inWord {
 			words = append(words, word.String())
 		}
 		word.Reset()
-		inWord = false
+		inWord, glued = false, false
 	}
 	for i := 0; i < len(s); i++ {
+		first := !glued
+		glued = true
 		switch c := s[i]; {
 		case c == ' ' || c == '\t':
 			end()
-		case c == '#' && !inWord:
+		case c == '#' && first:
 			return words, "", ""
 		case strings.IndexByte("|&;<>()", c) >= 0:
 			end()
 			return words, s[i:], ""
 		case c == '$' && strings.HasPrefix(s[i:], `$@`):
 			i++ // a script's own arguments: qmail gives none
-		case strings.IndexByte("$`*?[~", c) >= 0 && (c != '~' || !inWord):
+		case strings.IndexByte("$`*?[~", c) >= 0 && (c != '~' || first):
 			return nil, "", fmt.Sprintf("the shell works out what %q stands for", c)
 		case c == '\\':
 			if i++; i == len(s) {

@@ -15,12 +15,16 @@ const maxPlugins = 100
 // smtpplugins makes a filter spp of control/smtpplugins.
 func (im *importer) smtpplugins(f *file) error {
 	programs := map[string][]lineText{}
-	section, some := "", false
+	section, begun, some := "", false, false
 	for _, l := range f.parsed() {
 		if strings.HasPrefix(l.text, "[") {
+			begun = true
 			if section = sectionOf(l.text); section == "" {
 				f.none(l, "there is no such section: qmail-spp passes over it and the lines in it, and so does this. Instead: name it connection, helo, auth, mail, rcpt, pass or data.")
 			}
+			continue
+		}
+		if section == "" && begun {
 			continue
 		}
 		if section == "" {
