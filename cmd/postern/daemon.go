@@ -19,6 +19,7 @@ import (
 	"github.com/postern-mta/postern/pipeline/ingress/throttle"
 	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/resolve"
+	"github.com/postern-mta/postern/plugins/host"
 )
 
 // daemon is postern serve.
@@ -33,7 +34,8 @@ type daemon struct {
 	resolver *resolve.Resolver
 	workers  *workers
 	programs *programs
-	engine   *engine // nil if nothing comes into our own queue
+	plugins  *host.Host // nil before the state directory is there
+	engine   *engine    // nil if nothing comes into our own queue
 	// quarantine is nil if there is no engine.
 	quarantine *quarantine
 	copies     sync.Map // *handoff.Kept by the names of entrances
@@ -91,6 +93,9 @@ func (d *daemon) open(first *config.Config) (err error) {
 	if queues(first) {
 		d.spool = d.engine.store
 	} else if d.spool, err = message.OpenDirectory(filepath.Join(first.State, "spool")); err != nil {
+		return err
+	}
+	if err := d.openPlugins(); err != nil {
 		return err
 	}
 	c, err := config.Load(d.file, d.options())
@@ -170,6 +175,7 @@ func (d *daemon) use(c *config.Config) error {
 	if err := d.chains.Swap(pipeline.NewGeneration(d.generation, chains...)); err != nil {
 		d.log.Warn("closing the filters of the last configuration", "error", err)
 	}
+	d.settlePlugins(true)
 	if d.config != nil && c.Log.Format != d.config.Log.Format {
 		d.log.Warn("log.format changes when the daemon is started again")
 	}
@@ -198,6 +204,7 @@ func (d *daemon) reload(why string) (api.Reload, error) {
 		err = d.use(c)
 	}
 	if err != nil {
+		d.settlePlugins(false)
 		d.log.Error("the configuration is wrong; the one before stays in force", "by", why, "error", err)
 		return api.Reload{}, err
 	}
@@ -280,6 +287,7 @@ func (d *daemon) closeAll() error {
 	}
 	errs = append(errs, d.chains.Swap(nil), d.memory.close())
 	d.workers.close()
+	d.closePlugins()
 	d.programs.close()
 	d.vault.close()
 	d.logins.close()

@@ -102,9 +102,17 @@ func (h *credentials) giveDir(dir string) error {
 // dropRoot is for commands that need nothing of root: it makes the directories
 // and becomes the configured user.
 func dropRoot(c *config.Config) error {
+	return dropRootFor(c, func(*credentials) error { return nil })
+}
+
+// dropRootFor is dropRoot for a command that needs root for a moment before.
+func dropRootFor(c *config.Config, first func(*credentials) error) error {
 	h, err := heir(c)
 	if err == nil {
 		err = h.makeDirs(c)
+	}
+	if err == nil {
+		err = first(h)
 	}
 	if err == nil {
 		err = h.become(c)

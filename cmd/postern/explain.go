@@ -101,13 +101,18 @@ func runExplain(ctx context.Context, f explainFlags, file string, stdin io.Reade
 	if err := runs.instead(c); err != nil {
 		return err
 	}
+	plugins, err := openCommandPlugins(runs, env.Log)
+	if err != nil {
+		return err
+	}
+	defer plugins.close()
 	env.Workers, env.Programs = pool, runs
 	secret, noSecret := readSecret(c.State)
 	if noSecret == nil {
 		env.Secret = derive(secret)
 	}
 	o, seen := loadOptions(env), &glances{client: admin.NewClient(c.Admin.Socket)}
-	o.State = seen.state
+	o.State, o.Plugins = seen.state, plugins
 	if c, err = config.Load(f.config, o); err != nil {
 		return err
 	}

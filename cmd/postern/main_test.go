@@ -36,6 +36,7 @@ func TestMain(m *testing.M) {
 		"recorder": func() { os.Exit(record()) },
 		"inject":   func() { os.Exit(inject(os.Args[1:])) },
 		"leave":    func() { os.Exit(leave(os.Args[1:])) },
+		"actor":    actor,
 	})
 }
 
@@ -86,7 +87,7 @@ func TestScripts(t *testing.T) {
 						}
 					}
 					dir := filepath.Join(e.WorkDir, "run")
-					e.Vars = append(e.Vars, "GORACE="+os.Getenv("GORACE"), "SHIM="+shim[kind], "KIND="+kind, "RECORDER="+recorder, "RUN="+dir,
+					e.Vars = append(e.Vars, "GORACE="+os.Getenv("GORACE"), "SHIM="+shim[kind], "KIND="+kind, "RECORDER="+recorder, "ACTOR="+filepath.Join(filepath.Dir(recorder), "actor"), "RUN="+dir,
 						"POSTERN_SOCKET="+filepath.Join(dir, "queue.sock"),
 						"REMOTE="+remote[kind], "POSTERN_REMOTE_SOCKET="+filepath.Join(dir, "remote.sock"), "RECORD_DIR="+filepath.Join(dir, "record"), "POSTERN_WAIT=3000",
 						"UID="+strconv.Itoa(os.Getuid()), "CONFIG="+filepath.Join(e.WorkDir, "postern.toml"))

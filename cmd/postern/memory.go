@@ -112,6 +112,9 @@ func (d *daemon) options() config.Options {
 	if d.memory != nil {
 		o.State = func(filter string) pipeline.State { return space{d.memory, filter} }
 	}
+	if d.plugins != nil {
+		o.Plugins = d.plugins
+	}
 	return o
 }
 

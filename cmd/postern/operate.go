@@ -33,16 +33,17 @@ func checkCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "check",
 		Short: "Say everything that is wrong with the configuration",
-		Long:  "Read the configuration as the daemon would and say everything that is wrong with it, with file and line.\nOf SMTP entrances it says which versions and ciphers of TLS they offer. The exit code is 1 if anything is.",
+		Long:  "Read the configuration as the daemon would and say everything that is wrong with it, with file and line.\nOf SMTP entrances it says which versions and ciphers of TLS they offer. Plugins are started for a moment, to ask them.\nThe exit code is 1 if anything is.",
 		Args:  cobra.NoArgs,
 	}
 	file := configFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		conf, err := config.Load(*file, loadOptions(quietEnv()))
+		conf, done, err := loadAsking(*file, pluginLog(c.ErrOrStderr()))
 		if err != nil {
 			fmt.Fprintln(c.ErrOrStderr(), err)
 			return silent{}
 		}
+		done()
 		for _, w := range conf.Warnings {
 			fmt.Fprintf(c.ErrOrStderr(), "warning: %v\n", w)
 		}
@@ -65,10 +66,11 @@ func configCommand() *cobra.Command {
 	show := &cobra.Command{Use: "show", Short: "Print every setting and where it comes from", Args: cobra.NoArgs}
 	file := configFlag(show)
 	show.RunE = func(c *cobra.Command, _ []string) error {
-		conf, err := config.Load(*file, loadOptions(quietEnv()))
+		conf, done, err := loadAsking(*file, pluginLog(io.Discard))
 		if err != nil {
 			return fmt.Errorf("the configuration is wrong, see postern check:\n%w", err)
 		}
+		done()
 		t := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
 		for _, s := range conf.Effective() {
 			fmt.Fprintf(t, "%s\t= %s\t# %s\n", s.Key, s.Value, s.From)

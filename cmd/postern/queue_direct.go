@@ -95,7 +95,7 @@ func (s *directShim) work(ctx context.Context, file, name string, stderr io.Writ
 	if err := d.programs.startOthers(first); err != nil {
 		return x, reply.With(reply.BadConfig, err)
 	}
-	if err := dropRoot(first); err != nil {
+	if err := dropRootFor(first, func(h *credentials) error { return preparePlugins(first, h) }); err != nil {
 		return x, err
 	}
 	if d.state, err = openState(first.State, d.log); err != nil {
@@ -119,6 +119,10 @@ func (s *directShim) work(ctx context.Context, file, name string, stderr io.Writ
 		}
 	}()
 	d.spool = d.engine.store
+	if err := d.openPlugins(); err != nil {
+		return x, err
+	}
+	defer d.closePlugins()
 	server, err := d.directServer(l.Name, listener)
 	if err != nil {
 		return x, err

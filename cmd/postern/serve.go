@@ -147,5 +147,8 @@ func (d *daemon) whileRoot(first *config.Config) error {
 	if err := d.programs.startOthers(first); err != nil {
 		return err
 	}
+	if err := preparePlugins(first, h); err != nil {
+		return err
+	}
 	return h.become(first)
 }

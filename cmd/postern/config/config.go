@@ -31,6 +31,9 @@ type Options struct {
 	Kinds []pipeline.Kind
 	// Env is what filters are made with. Its logger gets the filter's name.
 	Env pipeline.Env
+	// Plugins starts plugins, to ask what they are; nil does not ask them, and
+	// their filters can then only be looked at.
+	Plugins Plugins
 	// State, if set, gives each filter its own name space in place of Env.State.
 	State func(filter string) pipeline.State
 	// LookupUser finds a user. For one that does not exist, the error is a

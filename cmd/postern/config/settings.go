@@ -78,6 +78,8 @@ type Settings struct {
 	Listen map[string]*Listen `toml:"listen" keys:"names" doc:"the entrances, each a table with a name" unset:"one entrance, [listen.queue]"`
 	// Chain has the names of the filters of each chain, in order.
 	Chain map[string][]string `toml:"chain" keys:"names" doc:"the chains: for each the names of its filters, in their order. The one called delivery is for messages that leave" unset:"inbound, with tap if there is a control/taps, else without filters"`
+	// Plugin are the filters that are programs of their own, by name.
+	Plugin map[string]*Plugin `toml:"plugin" keys:"names" doc:"filters that are programs of their own, a table for each; its name is a kind of filter then, whose keys the plugin tells: see postern plugin list"`
 	// ChainOptions is what chains have besides their filters.
 	ChainOptions map[string]*ChainOptions `toml:"chain_options" keys:"names" doc:"what a chain has besides its filters, a table for each"`
 	// Filter are the filters' tables, by name; a filter that a chain names and
