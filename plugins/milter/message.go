@@ -158,20 +158,24 @@ func tellBody(t *talk, _ *subject, m message.Message) (answer, string, error) {
 	r := message.New(message.Head{}, m.Body()).CRLF()
 	buffer := chunks.Get().(*[]byte)
 	defer chunks.Put(buffer)
-	for {
-		n, err := io.ReadFull(r, *buffer)
-		switch {
-		case err == io.EOF:
-			return goOn, cmdBody.name, nil
-		case err != nil && err != io.ErrUnexpectedEOF:
-			return answer{}, "", servers.Ours(fmt.Errorf("reading the message: %w", err))
+	for last := false; !last; {
+		n := 0
+		for n < len(*buffer) && !last {
+			k, err := r.Read((*buffer)[n:])
+			if n += k; err != nil && err != io.EOF { // half a body must not pass for all of it
+				return answer{}, "", servers.Ours(fmt.Errorf("reading the message: %w", err))
+			}
+			last = err == io.EOF
 		}
-		last := err != nil
+		if n == 0 {
+			break
+		}
 		a, err := t.ask(&cmdBody, nil, (*buffer)[:n])
-		if err != nil || a.code != gomilter.ActContinue || last {
+		if err != nil || a.code != gomilter.ActContinue {
 			return a, cmdBody.name, err
 		}
 	}
+	return goOn, cmdBody.name, nil
 }
 
 // verdict is what the milter's result makes of the message. It takes over the
