@@ -140,3 +140,39 @@ func TestSPP(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 	}
 }
+
+// After a login the session begins anew for the user, and [auth] may refuse his
+// mail.
+func TestSPPAuth(t *testing.T) {
+	g := newGateway(t)
+	g.env["$"] = "$"
+	for _, user := range []string{"joe", "ann"} {
+		addUser(t, g, user, "secret")
+	}
+	g.start(t, `
+[listen.users]
+address = "$AT_USERS"
+service = "submission"
+tls = "off"
+auth_clear = true
+next = "discard"
+tarpit = "0s"
+[auth.file]
+file = "$RUN/users"
+[chain]
+inbound = ["spp"]
+[filter.spp]
+helo = [":echo Sclient=$${RELAYCLIENT-none}-$$SMTPAUTHUSER"]
+auth = [":case $$SMTPAUTHUSER in ann) echo E535 5.7.8 not today, $$TCPREMOTEINFO;; esac"]
+rcpt = [":echo P$$client"]
+`)
+	for user, want := range map[string]string{"joe": "250 ", "ann": "535 5.7.8 not today, ann"} {
+		c := g.hello(t, "users", "")
+		c.want("AUTH PLAIN "+plainLogin(user, "secret"), "235 ")
+		c.want("MAIL FROM:<"+user+"@example.org>", want)
+		if user == "joe" {
+			c.want("RCPT TO:<x@elsewhere.example>", "250 2.1.5 -joe\n2.1.5 ok")
+		}
+		c.want("QUIT", "221 ")
+	}
+}

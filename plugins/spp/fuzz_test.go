@@ -43,18 +43,18 @@ func FuzzCommands(f *testing.F) {
 			o.address = "SMTPMAILFROM"
 		}
 		before := state{vars: variables{set: map[string]*string{"X": nil}, size: 2}}
-		p := pass{state: before, occasion: o}
+		p := turn{state: before, occasion: o}
 		if _, err := p.carryOut(commands); err != nil {
 			p.state = before
 		}
 		if len(before.vars.set) != 1 || len(before.session.fields)+len(before.message.errors) != 0 || o.about["SMTPMAILFROM"] != "a@b" {
 			t.Fatal("it changed what it was given")
 		}
-		checkPass(t, e, &p)
+		checkTurn(t, e, &p)
 	})
 }
 
-func checkPass(t *testing.T, e event, p *pass) {
+func checkTurn(t *testing.T, e event, p *turn) {
 	v := p.verdict
 	if !pipeline.Legal(stageOf[e], v.Action) {
 		t.Fatalf("%v at %v", v.Action, e)

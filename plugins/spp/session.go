@@ -282,7 +282,7 @@ func (i *instance) run(ctx context.Context, s *pipeline.Session, o *occasion) (p
 		if err != nil {
 			return pipeline.Verdict{}, fmt.Errorf("%s: %w", name, err)
 		}
-		next := pass{state: i.state, occasion: *o, verdict: v}
+		next := turn{state: i.state, occasion: *o, verdict: v}
 		last, err := next.carryOut(commands)
 		if err != nil {
 			return pipeline.Verdict{}, fmt.Errorf("%s: %w", name, err)
