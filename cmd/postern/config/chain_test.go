@@ -23,7 +23,7 @@ func TestChains(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string][]string{
-		"delivery": {"dkim-sign"},
+		"delivery": {"dkim-sign", "tagger"},
 		"inbound":  {"greylist", "scan", "tap", "policy"},
 		"local":    {"scan", "quick"},
 	}

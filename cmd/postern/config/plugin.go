@@ -12,7 +12,6 @@ import (
 
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/plugins/host"
-	"github.com/postern-mta/postern/rules"
 )
 
 // Plugins asks a plugin what it is, as host.Host does.
@@ -162,26 +161,18 @@ func (l *loader) findProgram(p *Plugin, at place, path string) {
 
 // checkPluginsUsed warns of plugins that do nothing.
 func (l *loader) checkPluginsUsed() {
+	if len(l.errors) > 0 { // a filter may name it, misspelt
+		return
+	}
+	used := map[string]bool{}
+	for _, f := range l.Filter {
+		used[f.Kind] = true
+	}
 	for _, name := range sorted(l.Plugin) {
-		used := false
-		for _, f := range l.Filter {
-			used = used || f.Kind == name
-		}
-		if !used {
-			kinds := []string{}
-			for _, f := range sorted(l.Filter) {
-				kinds = append(kinds, l.Filter[f].Kind)
-			}
-			l.warn(l.at("plugin."+name), "[plugin.%s] is the kind of no filter, so it does nothing; put %s into a chain%s", name, name, meant(rules.Suggest(name, kinds)))
+		if !used[name] {
+			l.warn(l.at("plugin."+name), "[plugin.%s] is the kind of no filter, so it does nothing; put %s into a chain", name, name)
 		}
 	}
-}
-
-func meant(suggestion string) string {
-	if suggestion == "" {
-		return ""
-	}
-	return " (or is it that of " + suggestion + "?)"
 }
 
 // unaskedKind is a plugin that has not been asked what it is, where a
