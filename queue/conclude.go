@@ -241,7 +241,11 @@ func (c *conclusion) log(b schedule.Batch, results []Result) {
 	e := c.l.message.Envelope
 	for i, r := range results {
 		s := c.states[i].State
-		c.q.o.Log.Info("delivery", "id", store.ID(b.ID).String(), "channel", b.Channel, "from", reply.Clean(e.Sender, 1100),
+		log := c.q.o.Log
+		if r.TLS != "" {
+			log = log.With("tls", r.TLS)
+		}
+		log.Info("delivery", "id", store.ID(b.ID).String(), "channel", b.Channel, "from", reply.Clean(e.Sender, 1100),
 			"to", reply.Clean(e.Recipients[b.Recipients[i]].Address, 1100), "status", s.Status.String(), "attempt", s.Attempts,
 			"where", s.Where, "reply", r.Reply.SMTP(), "age", max(c.now.Sub(c.l.message.Arrival()), 0).Round(time.Millisecond).String())
 	}

@@ -32,6 +32,9 @@ func (q *Queue) job(b schedule.Batch, t *track, leave Leave) {
 		return
 	}
 	results, health := q.deliver(b, l, leave)
+	if q.putBack(b, t, results) {
+		return
+	}
 	q.conclude(b, t, l, started, results, health)
 }
 

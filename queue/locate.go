@@ -47,6 +47,13 @@ func (q *Queue) admit(now time.Time, b schedule.Batch) (Leave, bool) {
 	if wait == nil {
 		return leave, true
 	}
+	q.keepOut(now, b, wait)
+	return nil, false
+}
+
+// keepOut sends a batch back and asks nothing for its site for a while. The queue
+// is locked.
+func (q *Queue) keepOut(now time.Time, b schedule.Batch, wait *Wait) {
 	until := wait.Until
 	if until.IsZero() || until.After(now.Add(noEnd)) {
 		until = now.Add(noEnd)
@@ -55,7 +62,33 @@ func (q *Queue) admit(now time.Time, b schedule.Batch) (Leave, bool) {
 	if err := q.schedule.Return(now, b); err != nil {
 		q.o.Log.Error("the schedule does not know a batch; this is a fault in Postern", "id", store.ID(b.ID).String(), "error", err)
 	}
-	return nil, false
+}
+
+// putBackPause is for how long a site is left alone that turned out to be shut
+// when its delivery had begun, and that nobody may call.
+const putBackPause = time.Second
+
+// putBack sends a batch back of which nothing was tried.
+func (q *Queue) putBack(b schedule.Batch, t *track, results []Result) bool {
+	var wait *Wait
+	for _, r := range results {
+		if r.NotNow == nil {
+			return false
+		}
+		wait = r.NotNow
+	}
+	if wait == nil {
+		return false
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now := q.o.Now()
+	if wait.Until.IsZero() {
+		wait = &Wait{Until: now.Add(putBackPause)}
+	}
+	t.inFlight--
+	q.keepOut(now, b, wait)
+	return true
 }
 
 // Admissible says that a site, which Channel.Admit kept from delivering, is worth

@@ -158,6 +158,40 @@ func TestWhoIsNotAdmittedWaits(t *testing.T) {
 	})
 }
 
+// TestWhatWasNotTriedIsNoAttempt has an exit that finds the door shut twice.
+func TestWhatWasNotTriedIsNoAttempt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, nil)
+		var shut atomic.Int32
+		r.exit.answer = func(j *Job, _ string) Result {
+			if j.Attempts != 0 {
+				t.Errorf("attempt %d", j.Attempts)
+			}
+			switch shut.Add(1) {
+			case 1:
+				return Result{Reply: later.Reply, NotNow: &Wait{}}
+			case 2:
+				return Result{Reply: later.Reply, NotNow: &Wait{Until: time.Now().Add(20 * time.Second)}}
+			}
+			return accepted
+		}
+		defer r.close()
+		r.Start()
+		r.submit("s@here.example", "r@there.example")
+		time.Sleep(putBackPause + 19*time.Second)
+		synctest.Wait()
+		if n := len(r.exit.all); n != 2 {
+			t.Fatalf("asked %d times before the time", n)
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if n := len(r.exit.all); n != 3 {
+			t.Errorf("asked %d times", n)
+		}
+		r.empty()
+	})
+}
+
 // TestNobodyIsForgotten has a gate that never calls: it is asked again by and by.
 func TestNobodyIsForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

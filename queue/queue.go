@@ -51,6 +51,9 @@ type Result struct {
 	Where string
 	// Perhaps is set if the connection was lost after the final dot.
 	Perhaps bool
+	// NotNow is set if nothing was tried because that was not admitted. Where that
+	// holds for all recipients of a job, it was no attempt, and they wait for leave.
+	NotNow *Wait
 }
 
 // Exit delivers. Deliver gives a result for each recipient of the job, in

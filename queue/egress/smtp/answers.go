@@ -9,12 +9,13 @@ import (
 // What is answered where no server did. The words are those of qmail-remote.c
 // where the fact is the same, without the codes, which the reply carries.
 var (
-	dnsTrouble = reply.Make(451, reply.Enhanced{Subject: 4, Detail: 3}, "Sorry, I couldn't find any host by that name.")
-	noAddress  = reply.Make(550, reply.Enhanced{Subject: 4, Detail: 4}, "Sorry, I couldn't find a mail exchanger or IP address.")
-	ambiguous  = reply.Make(554, reply.Enhanced{Subject: 4, Detail: 6}, "Sorry. Although I'm listed as a best-preference MX or A for that host, it isn't in my control/locals file, so I don't treat it as local.")
-	noConn     = reply.Make(451, reply.Enhanced{Subject: 4, Detail: 1}, "Sorry, I wasn't able to establish an SMTP connection.")
-	unreadable = reply.Make(451, reply.Enhanced{Subject: 3, Detail: 0}, "Unable to read message.")
-	stopped    = reply.Make(451, reply.Enhanced{Subject: 3, Detail: 2}, "The delivery was broken off here.")
+	dnsTrouble  = reply.Make(451, reply.Enhanced{Subject: 4, Detail: 3}, "Sorry, I couldn't find any host by that name.")
+	noAddress   = reply.Make(550, reply.Enhanced{Subject: 4, Detail: 4}, "Sorry, I couldn't find a mail exchanger or IP address.")
+	ambiguous   = reply.Make(554, reply.Enhanced{Subject: 4, Detail: 6}, "Sorry. Although I'm listed as a best-preference MX or A for that host, it isn't in my control/locals file, so I don't treat it as local.")
+	noConn      = reply.Make(451, reply.Enhanced{Subject: 4, Detail: 1}, "Sorry, I wasn't able to establish an SMTP connection.")
+	notAdmitted = reply.Make(451, reply.Enhanced{Subject: 4, Detail: 5}, "There are limits to what is sent to this site, and they are reached.")
+	unreadable  = reply.Make(451, reply.Enhanced{Subject: 3, Detail: 0}, "Unable to read message.")
+	stopped     = reply.Make(451, reply.Enhanced{Subject: 3, Detail: 2}, "The delivery was broken off here.")
 
 	badSender  = reply.Make(553, reply.Enhanced{Subject: 1, Detail: 7}, "The sender address cannot be used in SMTP.")
 	badAddress = reply.Make(553, reply.Enhanced{Subject: 1, Detail: 3}, "The recipient address cannot be used in SMTP.")

@@ -126,6 +126,10 @@ func (s *session) run(ctx context.Context) {
 	}
 	for len(recipients) > 0 && s.c.Usable() && !a.again {
 		n := min(len(recipients), limit)
+		if err := s.admitted(ctx, n); err != nil {
+			s.waits(err)
+			break
+		}
 		again := s.send(ctx, recipients[:n])
 		recipients = append(again, recipients[n:]...)
 	}
@@ -255,6 +259,7 @@ func (s *session) send(ctx context.Context, to []named) (again []named) {
 	if s.a.again = s.worthAgain(ctx, &out, err); s.a.again {
 		return nil
 	}
+	s.tell(&out, err)
 	accepted := false
 	for k := range to {
 		accepted = accepted || out.Accepted(k)

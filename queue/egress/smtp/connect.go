@@ -86,6 +86,10 @@ func (v *visit) failed(err error, w *walk) {
 	a, address := v.a, v.to.address.Addr().String()
 	var e *wire.Error
 	switch {
+	case notNow(err) != nil:
+		if a.sessions == 0 && !a.unreached {
+			a.fallback = Result{Reply: notAdmitted, NotNow: notNow(err), Err: err}
+		}
 	case !errors.As(err, &e): // no connection
 		a.x.o.Log.Debug("cannot connect", "to", v.to.String(), "error", err)
 		if isHopeless(err) {
@@ -175,12 +179,20 @@ func (v *visit) open(ctx context.Context) (*link, error) {
 // of TLS, and not because of what the server thinks of us.
 func (v *visit) converse(ctx context.Context, inClear bool) (l *link, broken bool, err error) {
 	x := v.a.x
-	conn, err := v.dial(ctx)
+	ticket, err := v.ticket()
 	if err != nil {
 		return nil, false, err
 	}
+	conn, err := v.dial(ctx)
+	if err != nil {
+		if ticket != nil {
+			ticket.Unreachable(err)
+			ticket.Close()
+		}
+		return nil, false, err
+	}
 	l = &link{
-		key: v.key, site: v.target.site.Name, opened: x.o.Now(),
+		key: v.key, site: v.target.site.Name, ticket: ticket, opened: x.o.Now(),
 		c: wire.NewClient(conn, wire.ClientOptions{
 			Hello: x.o.Hello, Timeouts: x.o.Timeouts, Buffers: &x.buffers,
 			Chunking: x.o.Chunking && !x.unchunked.has(v.to.address, x.o.Now()),
@@ -188,8 +200,14 @@ func (v *visit) converse(ctx context.Context, inClear bool) (l *link, broken boo
 	}
 	x.kept.opened(l)
 	if broken, err = v.greet(ctx, l, inClear); err != nil {
+		if !broken {
+			tellFailed(ticket, err)
+		}
 		x.kept.close(ctx, l)
 		return nil, broken, err
+	}
+	if ticket != nil {
+		ticket.Greeted()
 	}
 	return l, false, nil
 }

@@ -84,6 +84,8 @@ type Options struct {
 	// 5 min), counted when a message was sent.
 	Idle, MaxAge         time.Duration
 	MaxIdle, MaxMessages int
+	// Gate admits connections and messages; nil admits all.
+	Gate Gate
 	// Connections is the most connections that a site may have, 0 for no bound. The
 	// caller bounds those in use; the Exit closes free ones where one more would be
 	// too many, and waits until the server has closed them. Nil: no bound.
@@ -113,6 +115,9 @@ type Job struct {
 	// once for each connection that gets that far; the caller releases what it
 	// made after Deliver has returned.
 	Prepare func(context.Context, wire.Capabilities) (message.Message, error)
+	// Ticket is leave for a connection that the caller has got of the Gate already.
+	// The Exit sets it to nil if it makes use of it; else it is the caller's.
+	Ticket Ticket
 }
 
 // Result is what came of one recipient.
@@ -135,6 +140,8 @@ type Result struct {
 	Phase wire.Phase
 	// Perhaps is set on a deferral if the message may have been delivered.
 	Perhaps bool
+	// NotNow is set if nothing was tried because the Gate did not admit it.
+	NotNow *NotNow
 	// Err is the detail for the log; it may be nil.
 	Err error
 }

@@ -25,8 +25,10 @@ type link struct {
 	site   string
 	c      *wire.Client
 	tls    TLSState
+	ticket Ticket // nil without a Gate
 	opened time.Time
 	sent   int // messages that it has carried
+	spent  bool
 	reused bool
 	timer  *time.Timer // while it is kept
 }
@@ -63,6 +65,9 @@ func (k *kept) add(site string, n int) {
 // close ends a connection and counts it off when the peer has closed.
 func (k *kept) close(ctx context.Context, l *link) {
 	l.c.Quit(ctx) //nolint:errcheck // nothing depends on it
+	if l.ticket != nil {
+		l.ticket.Close()
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.add(l.site, -1)
@@ -75,7 +80,7 @@ func (k *kept) give(ctx context.Context, l *link) {
 	if n := l.c.Capabilities().MailMax; n > 0 { // LIMITS (RFC 9422 §4.1)
 		limit = min(limit, n)
 	}
-	if !l.c.Usable() || l.sent == 0 || l.sent >= limit || k.o.Idle < 0 || now.Sub(l.opened) >= k.o.MaxAge {
+	if !l.c.Usable() || l.sent == 0 || l.spent || l.sent >= limit || k.o.Idle < 0 || now.Sub(l.opened) >= k.o.MaxAge {
 		k.close(ctx, l)
 		return
 	}

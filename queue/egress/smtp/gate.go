@@ -1,0 +1,156 @@
+package smtp
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"time"
+
+	wire "github.com/postern-mta/postern/pipeline/smtp"
+)
+
+// Gate admits connections and messages, and learns from what servers answer.
+type Gate interface {
+	// Open asks for a connection to a site. An error is a *NotNow.
+	Open(site string) (Ticket, error)
+}
+
+// Ticket is leave for one connection.
+type Ticket interface {
+	// At says which address it goes to; it may be called again if that was not to be
+	// had. An error is a *NotNow.
+	At(netip.Addr) error
+	// Greeted: the server is ready for mail. Unreachable: there was no connection, or
+	// it broke before that.
+	Greeted()
+	Unreachable(error)
+	// Message asks for a message to so many recipients. An error is a *NotNow.
+	Message(recipients int) error
+	// Taken: the server took a message. Said: it gave another answer, early if that
+	// was before MAIL.
+	Taken()
+	Said(answer wire.Reply, early bool)
+	// Close: the connection is gone.
+	Close()
+}
+
+// NotNow says that a Gate does not admit something.
+type NotNow struct {
+	// Until is when it is worth asking again; zero if nobody knows.
+	Until time.Time
+	// Why names the limit.
+	Why string
+}
+
+// Error is the reason.
+func (n *NotNow) Error() string { return "not now: " + n.Why }
+
+// notNow is the NotNow in an error, nil if there is none.
+func notNow(err error) *NotNow {
+	var n *NotNow
+	if errors.As(err, &n) {
+		return n
+	}
+	return nil
+}
+
+// maxPause is how long a connection waits for leave to send the next message;
+// beyond that the message waits in the queue.
+const maxPause = 2 * time.Second
+
+// ticket is leave for a connection of the visit, from the job or from the Gate;
+// nil without a Gate.
+func (v *visit) ticket() (Ticket, error) {
+	x, job := v.a.x, v.a.job
+	t := job.Ticket
+	job.Ticket = nil
+	if t == nil && x.o.Gate == nil {
+		return nil, nil
+	}
+	if t == nil {
+		var err error
+		if t, err = x.o.Gate.Open(v.target.site.Name); err != nil {
+			return nil, err
+		}
+	}
+	if err := t.At(v.to.address.Addr()); err != nil {
+		job.Ticket = t // for another address, or to be given back
+		return nil, err
+	}
+	return t, nil
+}
+
+// admitted asks for leave to send a message over a link, and waits for it if that
+// is not for long.
+func (s *session) admitted(ctx context.Context, recipients int) error {
+	if s.l.ticket == nil {
+		return nil
+	}
+	for {
+		err := s.l.ticket.Message(recipients)
+		n := notNow(err)
+		if n == nil {
+			return err
+		}
+		pause := n.Until.Sub(s.a.x.o.Now())
+		if n.Until.IsZero() || pause > maxPause {
+			return err
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return err
+		}
+	}
+}
+
+// waits ends a session in which no further message is admitted. A connection that
+// is used up makes room for a new one.
+func (s *session) waits(err error) {
+	n := notNow(err)
+	if n != nil && n.Until.IsZero() {
+		s.l.spent = true
+		if s.l.sent == s.began && s.l.reused {
+			s.a.again = true
+			return
+		}
+	}
+	s.settle(Result{Reply: notAdmitted, NotNow: n, Phase: wire.Hello, Err: err})
+}
+
+// tell has the Gate learn from a transaction.
+func (s *session) tell(out *wire.Outcome, err error) {
+	t := s.l.ticket
+	if t == nil {
+		return
+	}
+	if err == nil {
+		t.Taken()
+	}
+	var e *wire.Error
+	if errors.As(err, &e) && e.Reply.Code >= 400 {
+		t.Said(e.Reply, false)
+		return
+	}
+	for _, answer := range out.Recipients {
+		if answer.Code >= 400 {
+			t.Said(answer, false)
+			return
+		}
+	}
+}
+
+// tellFailed has the Gate learn from a connection that came to nothing.
+func tellFailed(t Ticket, err error) {
+	if t == nil {
+		return
+	}
+	var e *wire.Error
+	if errors.As(err, &e) && e.Reply.Code >= 400 {
+		t.Said(e.Reply, true)
+		return
+	}
+	t.Unreachable(err)
+}

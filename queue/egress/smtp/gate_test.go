@@ -1,0 +1,221 @@
+package smtp_test
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/postern-mta/postern/pipeline/reply"
+	wire "github.com/postern-mta/postern/pipeline/smtp"
+	"github.com/postern-mta/postern/pipeline/smtp/smtptest"
+	"github.com/postern-mta/postern/queue/egress/smtp"
+)
+
+// gate admits as a test says, and writes down what it hears.
+type gate struct {
+	mu      sync.Mutex
+	heard   []string
+	open    int
+	most    int // at once
+	refuse  func(what string) *smtp.NotNow
+	address map[string]bool // that are refused
+}
+
+func (g *gate) note(format string, args ...any) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.heard = append(g.heard, fmt.Sprintf(format, args...))
+}
+
+func (g *gate) ask(what string) error {
+	if g.refuse != nil {
+		if n := g.refuse(what); n != nil {
+			return n
+		}
+	}
+	return nil
+}
+
+func (g *gate) Open(site string) (smtp.Ticket, error) {
+	if err := g.ask("open"); err != nil {
+		return nil, err
+	}
+	g.note("open %s", site)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.open++
+	g.most = max(g.most, g.open)
+	return &ticket{g: g}, nil
+}
+
+type ticket struct {
+	g    *gate
+	sent int
+}
+
+func (t *ticket) At(a netip.Addr) error {
+	t.g.note("at %s", a)
+	if t.g.address[a.String()] {
+		return &smtp.NotNow{Why: "address " + a.String()}
+	}
+	return nil
+}
+func (t *ticket) Greeted()              { t.g.note("greeted") }
+func (t *ticket) Unreachable(err error) { t.g.note("unreachable") }
+func (t *ticket) Message(n int) error {
+	if err := t.g.ask("message"); err != nil {
+		return err
+	}
+	t.g.note("message %d", n)
+	return nil
+}
+func (t *ticket) Taken() { t.g.note("taken") }
+func (t *ticket) Said(a wire.Reply, early bool) {
+	t.g.note("said %d %v", a.Code, early)
+}
+func (t *ticket) Close() {
+	t.g.note("close")
+	t.g.mu.Lock()
+	defer t.g.mu.Unlock()
+	t.g.open--
+}
+
+func TestGateHearsEverything(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		steps []smtptest.Step
+		dead  bool
+		want  string
+	}{
+		{name: "a message that is taken", want: "[open d.test at 192.0.2.1 greeted message 1 taken close]"},
+		{name: "nobody there", dead: true, want: "[open d.test at 192.0.2.1 unreachable close]"},
+		{name: "too many at the greeting", steps: says(smtptest.Connect, "421 4.7.0 too many connections"), want: "[open d.test at 192.0.2.1 said 421 true close]"},
+		{name: "too fast at MAIL", steps: says(smtptest.Mail, "451 4.7.1 slow down"), want: "[open d.test at 192.0.2.1 greeted message 1 said 451 false close]"},
+		{name: "a mailbox is full", steps: says(smtptest.Rcpt, "452 4.2.2 full"), want: "[open d.test at 192.0.2.1 greeted message 1 said 452 false close]"},
+		{name: "too fast after the dot", steps: says(smtptest.Dot, "421 4.7.0 rate limit"), want: "[open d.test at 192.0.2.1 greeted message 1 said 421 false close]"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n := newInternet(t)
+			g := &gate{}
+			if c.dead {
+				n.refuse("d.test", "192.0.2.1")
+			} else {
+				n.serve("d.test", "192.0.2.1", c.steps...)
+			}
+			x := n.exit(smtp.Options{Gate: g, Idle: -1})
+			one(t, x, job("d.test", "r@d.test"))
+			eventually(t, "the connection stays open", func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.open == 0 })
+			if got := fmt.Sprint(g.heard); got != c.want {
+				t.Errorf("heard %s, want %s", got, c.want)
+			}
+		})
+	}
+}
+
+func TestWhatIsNotAdmittedIsNotTried(t *testing.T) {
+	until := time.Now().Add(time.Hour)
+	for _, what := range []string{"open", "message"} {
+		n := newInternet(t)
+		s := n.put("d.test", "192.0.2.1", smtptest.Options{})
+		g := &gate{refuse: func(w string) *smtp.NotNow {
+			if w == what {
+				return &smtp.NotNow{Until: until, Why: "a limit"}
+			}
+			return nil
+		}}
+		r := one(t, n.exit(smtp.Options{Gate: g}), job("d.test", "r@d.test"))
+		if r.NotNow == nil || !r.NotNow.Until.Equal(until) || r.Reply.Class != reply.Temporary {
+			t.Errorf("%s: %+v", what, r)
+		}
+		if st := s.Stats(); st.Messages != 0 {
+			t.Errorf("%s: %+v", what, st)
+		}
+	}
+}
+
+func TestAnotherAddressIsAdmitted(t *testing.T) {
+	n := newInternet(t)
+	n.put("d.test", "192.0.2.1", smtptest.Options{})
+	n.put("d.test", "192.0.2.2", smtptest.Options{})
+	g := &gate{address: map[string]bool{"192.0.2.1": true}}
+	r := one(t, n.exit(smtp.Options{Gate: g}), job("d.test", "r@d.test"))
+	if r.Reply.Class != reply.Success || r.Address.String() != "192.0.2.2" {
+		t.Errorf("%+v", r)
+	}
+	if i := slices.Index(g.heard, "at 192.0.2.2"); i < 0 || slices.Contains(g.heard[1:], "open d.test") {
+		t.Errorf("one ticket was enough: %v", g.heard)
+	}
+}
+
+func TestJobsTicketIsUsedOnce(t *testing.T) {
+	n := newInternet(t)
+	s := n.put("d.test", "192.0.2.1", smtptest.Options{})
+	g := &gate{refuse: func(w string) *smtp.NotNow {
+		if w == "open" {
+			return &smtp.NotNow{Why: "nothing but what you have"}
+		}
+		return nil
+	}}
+	x := n.exit(smtp.Options{Gate: g})
+	first, second := job("d.test", "r@d.test"), job("d.test", "r@d.test")
+	first.Ticket, second.Ticket = &ticket{g: g}, &ticket{g: g}
+	g.open = 2
+	for _, j := range []*smtp.Job{first, second} {
+		if r := one(t, x, j); r.Reply.Class != reply.Success {
+			t.Fatalf("%+v", r)
+		}
+	}
+	if first.Ticket != nil || second.Ticket == nil {
+		t.Error("the first job's ticket is for its connection, the second job needs none and keeps its own")
+	}
+	if st := s.Stats(); st.Connections != 1 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// TestUsedUpConnectionsMakeRoom has a gate that admits three messages a
+// connection.
+func TestUsedUpConnectionsMakeRoom(t *testing.T) {
+	n := newInternet(t)
+	s := n.put("d.test", "192.0.2.1", smtptest.Options{})
+	sent := 0
+	g := &gate{}
+	g.refuse = func(w string) *smtp.NotNow {
+		switch w {
+		case "open":
+			sent = 0
+		case "message":
+			if sent++; sent > 3 {
+				return &smtp.NotNow{Why: "3 messages a connection"}
+			}
+		}
+		return nil
+	}
+	mail(t, n.exit(smtp.Options{Gate: g}), 10, "d.test")
+	if st := s.Stats(); st.Connections != 4 || st.Messages != 10 {
+		t.Errorf("%+v", st)
+	}
+	if g.most > 2 {
+		t.Errorf("%d open at once", g.most)
+	}
+}
+
+func TestShortPausesAreWaitedFor(t *testing.T) {
+	n := newInternet(t)
+	n.put("d.test", "192.0.2.1", smtptest.Options{})
+	asked := 0
+	g := &gate{refuse: func(w string) *smtp.NotNow {
+		if w == "message" {
+			if asked++; asked < 4 {
+				return &smtp.NotNow{Until: time.Now().Add(5 * time.Millisecond), Why: "a rate"}
+			}
+		}
+		return nil
+	}}
+	if r := one(t, n.exit(smtp.Options{Gate: g}), job("d.test", "r@d.test")); r.Reply.Class != reply.Success || asked != 4 {
+		t.Errorf("asked %d times: %+v", asked, r)
+	}
+}
