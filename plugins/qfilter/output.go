@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"strings"
+	"sync"
 
 	"github.com/postern-mta/postern/pipeline/message"
 )
@@ -134,10 +135,11 @@ func isCanonical(m message.Message) (bool, error) {
 	if head != "" {
 		last = head[len(head)-1]
 	}
-	buffer := make([]byte, min(chunk, body.Size()))
+	s := scratches.Get().(*scratch)
+	defer scratches.Put(s)
 	for at := int64(0); at < body.Size(); {
-		piece := buffer[:min(int64(len(buffer)), body.Size()-at)]
-		if err := readExactly(body, piece, at); err != nil {
+		piece, err := s.piece(0, body, at, body.Size()-at)
+		if err != nil {
 			return false, err
 		}
 		if bytes.IndexByte(piece, '\r') >= 0 || bytes.IndexByte(piece, 0) >= 0 {
@@ -148,23 +150,40 @@ func isCanonical(m message.Message) (bool, error) {
 	return last == '\n', nil
 }
 
-// chunk is how much is read at a time, in bytes.
-const chunk = 64 << 10
+// scratch is the memory that one comparison needs and the next can use again.
+type scratch [2][64 << 10]byte
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
+// piece is up to n bytes of a file, or of what is in memory.
+func (s *scratch) piece(of int, r io.ReaderAt, at, n int64) ([]byte, error) {
+	n = min(n, int64(len(s[of])))
+	if body, ok := r.(*message.Body); ok {
+		if content, ok := body.Memory(); ok && at+n <= int64(len(content)) {
+			return content[at : at+n], nil
+		}
+	}
+	p := s[of][:n]
+	return p, readExactly(r, p, at)
+}
 
 // sameBytes compares n bytes of two files.
 func sameBytes(a io.ReaderAt, atA int64, b io.ReaderAt, atB, n int64) (bool, error) {
-	one, two := make([]byte, min(n, chunk)), make([]byte, min(n, chunk))
+	s := scratches.Get().(*scratch)
+	defer scratches.Put(s)
 	for n > 0 {
-		k := min(n, chunk)
-		if err := readExactly(a, one[:k], atA); err != nil {
+		one, err := s.piece(0, a, atA, n)
+		if err != nil {
 			return false, err
 		}
-		if err := readExactly(b, two[:k], atB); err != nil {
+		two, err := s.piece(1, b, atB, n)
+		if err != nil {
 			return false, err
 		}
-		if !bytes.Equal(one[:k], two[:k]) {
+		if !bytes.Equal(one, two) {
 			return false, nil
 		}
+		k := int64(len(one))
 		atA, atB, n = atA+k, atB+k, n-k
 	}
 	return true, nil
