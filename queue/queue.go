@@ -51,6 +51,8 @@ type Result struct {
 	Where string
 	// Perhaps is set if the connection was lost after the final dot.
 	Perhaps bool
+	// TLS is how the connection was protected, for the log; "" for not at all.
+	TLS string
 	// NotNow is set if nothing was tried because that was not admitted. Where that
 	// holds for all recipients of a job, it was no attempt, and they wait for leave.
 	NotNow *Wait

@@ -52,8 +52,7 @@ func (g *gate) Open(site string) (smtp.Ticket, error) {
 }
 
 type ticket struct {
-	g    *gate
-	sent int
+	g *gate
 }
 
 func (t *ticket) At(a netip.Addr) error {
@@ -76,6 +75,7 @@ func (t *ticket) Taken() { t.g.note("taken") }
 func (t *ticket) Said(a wire.Reply, early bool) {
 	t.g.note("said %d %v", a.Code, early)
 }
+
 func (t *ticket) Close() {
 	t.g.note("close")
 	t.g.mu.Lock()
