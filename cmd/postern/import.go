@@ -117,7 +117,7 @@ func (o *importOptions) run(stdout, stderr io.Writer, args []string) error {
 	}
 	fmt.Fprintf(stderr, "imported %s: %d filters", clean(strings.Join(made.Files, ", ")), filters)
 	if made.NoEqual > 0 {
-		fmt.Fprintf(stderr, "; NO EQUAL stands there %d times: read it", made.NoEqual)
+		fmt.Fprintf(stderr, "; NO EQUAL stands there %s: read it", move.Times(made.NoEqual))
 	}
 	fmt.Fprintln(stderr)
 	return nil

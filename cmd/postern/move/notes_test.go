@@ -57,7 +57,7 @@ func TestRemarks(t *testing.T) {
 		{"no number", "simcontrol", ":spam=yes,spam_hits=9x", "# 1: :spam=yes,spam_hits=9x", "is no score", `X-Spam-Flag`, "refuse = 9"},
 		{"hits for all", "simcontrol", ":spam=yes,spam_hits=09.50", "# 1: :spam=yes,spam_hits=09.50", "", "refuse = 9.5", `kind = "rule"`},
 		{"passthru", "simcontrol", ":spam=yes,spam_passthru=yes", "# 1: :spam=yes,spam_passthru=yes", "", `inbound = ["spam"]`, "refuse ="},
-		{"passthru for one", "simcontrol", ":spam=yes\njoe@a.example:spam_passthru=yes", "# 2: joe@a.example:spam_passthru=yes", "", `header("X-Spam-Flag") == "YES" and any(recipients, not (like(#, "joe@a.example", "joe-*@a.example"))`, ""},
+		{"passthru for one", "simcontrol", ":spam=yes\njoe@a.example:spam_passthru=yes", "# 2: joe@a.example:spam_passthru=yes", "", `header("X-Spam-Flag") == "YES" and any(recipients, not like(#, "joe@a.example", "joe-*@a.example")`, ""},
 		{"hits beat passthru", "simcontrol", ":spam=yes,spam_hits=8,spam_passthru=yes", "# 1: :spam=yes,spam_hits=8,spam_passthru=yes", "", "refuse = 8", `kind = "rule"`},
 		{"the user", "simcontrol", ":spam=yes,spamuser=Joe", "# 1: :spam=yes,spamuser=Joe", "one recipient only", `user = "Joe"`, ""},
 		{"an expression", "simcontrol", "a.example:regex=Lottery:^to", "# 1: a.example:regex=Lottery:^to", "^ and $ are the ends", `expr = "^to"`, ""},

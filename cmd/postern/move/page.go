@@ -53,12 +53,20 @@ func (p *page) head(im *importer, read []*file) {
 	p.line("#")
 	p.text("", "Each file is listed line by line, with its own comments. Below a line stands what has no equal here (NO EQUAL) and what is done in another way (NOTE).")
 	if noEqual > 0 {
-		p.text("", fmt.Sprintf("NO EQUAL stands there %d times: read it before this configuration is used.", noEqual))
+		p.text("", "NO EQUAL stands there "+Times(noEqual)+": read it before this configuration is used.")
 	}
 	p.line("#")
 	p.text("", "Try it: postern check --config THIS, and postern explain --config THIS --from A --to B MESSAGE. To see on mail that flows what it would do, write mode = \"shadow\" into the filters first.")
 	p.text("", "To put it into a configuration that is there: take the filters' tables, and add their names to the list of its chain.")
 	p.line("")
+}
+
+// Times is a number of times in words.
+func Times(n int) string {
+	if n == 1 {
+		return "once"
+	}
+	return fmt.Sprintf("%d times", n)
 }
 
 // section writes what was made of a file.

@@ -71,6 +71,16 @@ func not(a string) string {
 	case never:
 		return always
 	}
+	if !strings.Contains(a, " and ") && !strings.Contains(a, " or ") {
+		switch {
+		case strings.HasPrefix(a, "like("):
+			return "not " + a
+		case strings.HasPrefix(a, "domain(") && strings.Contains(a, " == "):
+			return strings.Replace(a, " == ", " != ", 1)
+		case strings.HasPrefix(a, "domain("):
+			return strings.Replace(a, " in [", " not in [", 1)
+		}
+	}
 	return "not (" + a + ")"
 }
 

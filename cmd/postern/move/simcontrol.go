@@ -235,7 +235,7 @@ func (s *scanner) line(name, value string) *line {
 func (s *scanner) tell() {
 	several := slices.ContainsFunc(s.entries, func(e entry) bool { return e.key != "" })
 	if several {
-		s.f.remark("of a message to several, simscan went by the settings of the last recipient who has any. Here each filter runs if one recipient's settings ask for it, and by its score a message is refused for each recipient by himself; the option mixed of chain_options says what becomes of one that some refuse.")
+		s.f.remark("of a message to several, simscan went by the settings of the last recipient who has any. Here each filter runs if one recipient's settings ask for it, and by its score a message is refused for each recipient by himself; the option mixed of chain_options says what becomes of one that some refuse. As with simscan, a recipient without settings has those of the sender, whom anybody can forge.")
 	}
 	s.f.remark("what simscan was told when it was built is not in this file: --enable-dropmsg (in clamav action = \"discard\"), --enable-quarantinedir (\"quarantine\"), --enable-spam-auth-user (take the when out of the spam filter), --enable-spamc-user (user = \"recipient\" there), --enable-received (nothing; the log has it).")
 }
