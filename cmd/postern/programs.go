@@ -127,7 +127,7 @@ func (p *programs) Start(spec program.Spec) (*program.Process, error) {
 		return p.others.Start(spec)
 	}
 	if !p.isOwn(spec.User) {
-		return nil, &program.StartError{Path: spec.Path, Kind: program.ErrUser, Err: fmt.Errorf("user %q was not named when the daemon was started: restart it", spec.User)}
+		return nil, &program.StartError{Path: spec.Path, Kind: program.ErrUser, Err: fmt.Errorf("user %q was not named when root started the daemon: name it, and restart the daemon", spec.User)}
 	}
 	spec.User = ""
 	return p.own.Start(spec)

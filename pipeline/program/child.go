@@ -17,6 +17,7 @@ type child struct {
 	control *net.UnixConn
 	process *os.Process
 	died    func(error)
+	kept    bool // by a keeper, which could not be run again
 	closing atomic.Bool
 	lost    chan struct{} // closed when it is gone, and its programs with it
 
@@ -34,6 +35,32 @@ func (c *child) add() *Process {
 	p := &Process{child: c, id: c.life<<lifeShift | c.last, begun: make(chan struct{}), done: make(chan struct{})}
 	c.programs[p.id] = p
 	return p
+}
+
+// forget takes out a program that was not asked for after all.
+func (c *child) forget(p *Process) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.programs, p.id)
+}
+
+// hung ends a process that does not answer, if another can take its place.
+func (c *child) hung() {
+	if !c.kept {
+		_ = c.process.Kill()
+	}
+}
+
+// wait waits for the end of a process that has hung up.
+func (c *child) wait() bool {
+	t := time.NewTimer(startTimeout)
+	defer t.Stop()
+	select {
+	case <-c.lost:
+		return true
+	case <-t.C:
+		return false
+	}
 }
 
 // send sends a packet.

@@ -216,10 +216,11 @@ func TestClose(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	starter := s.child.process.Pid
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if alive(p.Pid()) {
+	if alive(p.Pid()) || alive(starter) {
 		t.Error("it lives")
 	}
 	if e, err := p.Wait(within(t)); e.Exit != -1 {

@@ -32,7 +32,7 @@ func Main() {
 	// Who stops the service signals all of its processes, and the daemon may still
 	// need its programs. These get their signals as they are by default.
 	signal.Ignore(unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGPIPE, unix.SIGUSR1, unix.SIGUSR2)
-	runtime.LockOSThread() // programs are killed when the thread that started them ends
+	runtime.LockOSThread() // a keeper's starter is killed when the thread that started it ends
 	work := startPrograms
 	if os.Args[3] != "" && len(os.Args) == 4 {
 		work = keep
@@ -83,11 +83,34 @@ func startPrograms(args []string) error {
 	}
 	go s.reap()
 	s.tell(answer{kind: kindReady})
+	offMain(s.serve)
+	return nil
+}
+
+// offMain does work on a thread of its own, which is not the first: the kernel
+// gives orphans to that, and so they are its only children.
+func offMain(work func()) {
+	done := make(chan struct{})
+	go func() {
+		runtime.LockOSThread() // programs are killed when the thread that started them ends
+		if unix.Gettid() == os.Getpid() {
+			offMain(work)
+		} else {
+			work()
+		}
+		close(done)
+		select {} // with its thread, until the process ends
+	}()
+	<-done
+}
+
+// serve does as it is told until the daemon hangs up.
+func (s *server) serve() {
 	for {
 		id, kind, body, fds, err := s.receive()
 		if err != nil {
 			s.end()
-			return nil
+			return
 		}
 		switch kind {
 		case kindStart, kindStartApart:

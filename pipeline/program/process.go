@@ -17,6 +17,8 @@ type Process struct {
 	child *child
 	id    uint64
 	pid   atomic.Int64
+	// unwanted is set when nobody waits for its beginning any more.
+	unwanted atomic.Bool
 
 	begun chan struct{} // closed when it runs, or cannot
 	done  chan struct{} // closed when it has ended
@@ -97,8 +99,9 @@ func (p *Process) begin(path string) error {
 	select {
 	case <-p.begun:
 	case <-t.C:
-		// It may have started since; that one must not stay.
-		_ = p.child.process.Kill()
+		p.unwanted.Store(true)
+		p.Kill() // it may have started since
+		p.child.hung()
 		return &StartError{Path: path, Kind: ErrGone, Err: errors.New("it does not answer")}
 	}
 	select {
@@ -121,6 +124,9 @@ func (p *Process) hear(a answer) {
 	case kindStarted:
 		p.pid.Store(a.numbers[0])
 		close(p.begun)
+		if p.unwanted.Load() {
+			p.Kill()
+		}
 	case kindFailed:
 		p.failed.at, p.failed.errno = step(a.numbers[0]), syscall.Errno(a.numbers[1])
 		close(p.done)

@@ -173,11 +173,16 @@ func (s *Starter) ask(kind byte, body []byte, fds []int) (*Process, error) {
 		if err = c.send(append(head(kind, p.id), body...), rights); err == nil {
 			return p, nil
 		}
-		c.hangUp()
-		if !again {
+		c.forget(p)
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			c.hung()
+			return nil, fmt.Errorf("%w: it does not listen", ErrGone)
+		case !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, net.ErrClosed):
+			return nil, err // too many descriptors are on their way, for instance
+		case !again || !c.wait():
 			return nil, fmt.Errorf("%w: %w", ErrGone, err)
 		}
-		<-c.lost
 	}
 }
 
@@ -237,7 +242,7 @@ func (s *Starter) spawn() (*child, error) {
 		return nil, err
 	}
 	theirs.Close()
-	c := &child{control: ours, process: process, lost: make(chan struct{}), programs: map[uint64]*Process{}, died: s.options.Died}
+	c := &child{control: ours, process: process, lost: make(chan struct{}), programs: map[uint64]*Process{}, died: s.options.Died, kept: len(s.options.Users) > 0}
 	_ = ours.SetReadDeadline(time.Now().Add(startTimeout))
 	if a, err := c.read(); err != nil || a.kind != kindReady {
 		ours.Close()
