@@ -104,7 +104,7 @@ func (s cutThrough) deliver(ctx context.Context, o pipeline.Outgoing) (reply.Rep
 		return reply.Trouble, errors.New("no result")
 	}
 	r := got[0]
-	s.log.Info("straight through", "id", o.Origin.Transaction, "to", o.Envelope.Recipients[0].Address, "where", r.Where, "phase", r.Phase.String(), "answer", r.Reply.SMTP(), "error", r.Err)
+	s.log.Info("straight through", "id", o.Origin.Transaction, "to", o.Envelope.Recipients[0].Address, "where", r.Where, "phase", r.Phase.String(), "tls", r.TLS.String(), "answer", r.Reply.SMTP(), "error", r.Err)
 	switch {
 	case r.Reply.Class == reply.Success:
 		return reply.OK, nil

@@ -24,6 +24,10 @@ type departure struct {
 	// hold holds a message that a filter wants to see held; nil where the message
 	// is not queued.
 	hold func(id store.ID, h store.Hold)
+	// carry brings a message into a form, as far as that goes, before a filter sees
+	// it, because what is signed stays as it is; nil leaves it as it is. The caller
+	// holds what it gives.
+	carry func(message.Message, message.Form) (message.Message, error)
 }
 
 // leaving is a message on its way out.
@@ -65,12 +69,16 @@ func (d departure) run(ctx context.Context, l leaving, host string, form message
 	if err != nil {
 		return message.Message{}, reply.With(reply.ReadError, err)
 	}
-	l.message = m
+	if l.message = m; d.carry == nil {
+		m.Body().Retain()
+	} else if l.message, err = d.carry(m, form); err != nil {
+		return message.Message{}, err
+	}
 	chain := g.Chain(config.DeliveryChain)
 	if chain == nil || !chain.JudgesAt(pipeline.AtDelivery) {
-		l.message.Body().Retain()
 		return l.message, nil
 	}
+	defer l.message.Body().Release() //nolint:errcheck // the spool sweeps what is left behind
 	origin := l.origin()
 	if marked {
 		origin.Standing, origin.User = pipeline.Stranger.String(), ""

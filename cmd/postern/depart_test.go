@@ -68,7 +68,7 @@ func TestDeparture(t *testing.T) {
 			}
 			defer m.Body().Release()
 			var held []store.Hold
-			d := departure{&chains, slog.New(slog.DiscardHandler), func(_ store.ID, h store.Hold) { held = append(held, h) }}
+			d := departure{chains: &chains, log: slog.New(slog.DiscardHandler), hold: func(_ store.ID, h store.Hold) { held = append(held, h) }}
 			j := &queue.Job{ID: 7, Envelope: envelope.To("a@example.net", "b@example.org"), Message: m, Origin: []byte(c.origin)}
 			out, err := d.prepare(t.Context(), j, "example.org", message.EightBit)
 			if c.want != "" {
@@ -138,7 +138,7 @@ func TestDepartureStraightThrough(t *testing.T) {
 			defer m.Body().Release()
 			var queued kept
 			log := slog.New(slog.DiscardHandler)
-			s := cutThrough{exit, departure{&chains, log, nil}, func(string) (config.Route, bool) { return route, true }, &queued, log}
+			s := cutThrough{exit, departure{chains: &chains, log: log}, func(string) (config.Route, bool) { return route, true }, &queued, log}
 			answer, err := s.Submit(t.Context(), []pipeline.Outgoing{{
 				Envelope: envelope.To("a@example.net", "b@example.org"), Message: m, Origin: pipeline.Origin{Standing: "local"},
 			}})

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -101,9 +100,11 @@ func openStore(c *config.Config, log *slog.Logger) (*pebble.Store, error) {
 }
 
 func (e *engine) newQueue(c *config.Config, resolver *resolve.Resolver, chains *pipeline.Generations, log *slog.Logger) (*queue.Queue, error) {
-	e.leave = departure{chains, log, e.holdLater(log)}
+	e.leave = departure{chains: chains, log: log, hold: e.holdLater(log), carry: func(m message.Message, form message.Form) (message.Message, error) {
+		return carried(e.config.Load(), m, form, e.store)
+	}}
 	var err error
-	if e.remote, err = smtp.New(smtp.Options{Resolver: resolver, Routes: e.route, Hello: c.Hostname, Self: e.isSelf, Log: log}); err != nil {
+	if e.remote, err = smtp.New(outbound(c, e.config.Load, resolver, log)); err != nil {
 		return nil, err
 	}
 	mailboxes, err := local.New(local.Options{Dir: "/", Hostname: c.Hostname, Log: log, Mailboxes: e.mailbox, Serves: e.hasMailboxes})
@@ -174,11 +175,6 @@ func (e *engine) hasMailboxes(domain string) bool { return e.config.Load().HasMa
 
 func (e *engine) isLocal(domain string) bool { return e.config.Load().IsLocal(domain) }
 
-func (e *engine) route(domain string) (host string, port uint16, ok bool) {
-	r, ok := e.routeOf(domain)
-	return r.Host, r.Port, ok
-}
-
 // siteOf is the site of a domain as the schedule knows it: the hosts that take its
 // mail, so that all their domains share what they are given.
 func (e *engine) siteOf(ctx context.Context, domain string) (string, error) {
@@ -191,13 +187,6 @@ func (e *engine) routeOf(domain string) (config.Route, bool) {
 	return e.config.Load().RouteOf(domain)
 }
 
-// isSelf tells our own name among mail exchangers: mail that would be sent to
-// ourselves would come back here. Addresses are not compared, because another
-// server may listen on one of this host's.
-func (e *engine) isSelf(host string, _ netip.Addr) bool {
-	return strings.EqualFold(host, e.config.Load().Hostname)
-}
-
 // close stops delivering and closes the store. Where others have used up the time
 // for stopping there is still a moment for what is being delivered.
 func (e *engine) close(ctx context.Context) error {
@@ -207,6 +196,7 @@ func (e *engine) close(ctx context.Context) error {
 		defer cancel()
 	}
 	err := e.queue.Close(ctx)
+	e.remote.Close(ctx)
 	if err2 := e.store.Close(); err == nil {
 		err = err2
 	}
@@ -228,7 +218,7 @@ func (x remoteExit) Deliver(ctx context.Context, j *queue.Job) ([]queue.Result, 
 	all := make([]queue.Result, len(got))
 	health := schedule.Failed
 	for i, r := range got {
-		all[i] = queue.Result{Reply: r.Reply, Where: r.Where, Perhaps: r.Perhaps}
+		all[i] = queue.Result{Reply: r.Reply, Where: r.Where, Perhaps: r.Perhaps, TLS: r.TLS.String()}
 		if r.Remote && r.Phase >= wire.MailFrom {
 			health = schedule.Succeeded
 		}

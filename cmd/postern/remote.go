@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"os/user"
 	"strconv"
@@ -35,7 +34,12 @@ func (d *daemon) equipRemote(c *config.Config, l *config.Listen, listener socket
 	if err != nil {
 		return err
 	}
-	out := &remoteWay{leave: departure{chains: &d.chains, log: d.log}, marks: marker, ours: l.OursRule(), entrance: l.Name, most: min(c.Limits.Recipients, wire.MaxReport/4)}
+	carry := func(m message.Message, form message.Form) (message.Message, error) {
+		return carried(d.current.Load(), m, form, d.spool)
+	}
+	out := &remoteWay{
+		leave: departure{chains: &d.chains, log: d.log, carry: carry}, marks: marker, ours: l.OursRule(), entrance: l.Name, most: min(c.Limits.Recipients, wire.MaxReport/4),
+	}
 	o := handoff.Options{
 		Log: d.log, Listener: unix, Trusted: append(remoteCallers(), ch.to.trusted...), Entrance: l.Name, Lines: &l.Lines, Slow: l.Slow,
 		// No bound but for the head, with room for what was put on top since: what is
@@ -95,14 +99,7 @@ func (d *daemon) marker(c *config.Config) (*origins.Marker, error) {
 
 // newRemoteExit is an SMTP exit without a queue, by the configuration in force.
 func (d *daemon) newRemoteExit(c *config.Config) (*smtp.Exit, error) {
-	return smtp.New(smtp.Options{
-		Resolver: d.resolver, Hello: c.Hostname, Log: d.log,
-		Routes: func(domain string) (string, uint16, bool) {
-			r, ok := d.current.Load().RouteOf(domain)
-			return r.Host, r.Port, ok
-		},
-		Self: func(host string, _ netip.Addr) bool { return strings.EqualFold(host, d.current.Load().Hostname) },
-	})
+	return smtp.New(outbound(c, d.current.Load, d.resolver, d.log))
 }
 
 // remoteWay is the way out of what a qmail-remote is to send.
@@ -157,7 +154,7 @@ func (w *remoteWay) deliver(ctx context.Context, l *handoff.Leaving) ([]byte, er
 		counts[r.Reply.Class]++
 	}
 	if len(results) > 0 {
-		l.Notes = append(l.Notes, slog.String("where", results[0].Where), slog.String("phase", results[0].Phase.String()))
+		l.Notes = append(l.Notes, slog.String("where", results[0].Where), slog.String("phase", results[0].Phase.String()), slog.String("tls", results[0].TLS.String()))
 	}
 	l.Notes = append(l.Notes, slog.Int("delivered", counts[reply.Success]), slog.Int("deferred", counts[reply.Temporary]), slog.Int("failed", counts[reply.Permanent]))
 	return remoteReport(results), nil

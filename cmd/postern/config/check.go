@@ -44,6 +44,7 @@ var checks = []func(*loader){
 	(*loader).checkBounce,
 	(*loader).checkMailboxes,
 	(*loader).checkRoutes,
+	(*loader).checkOutbound,
 	(*loader).checkUser,
 	(*loader).checkQuarantine,
 }

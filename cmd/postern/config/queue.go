@@ -2,7 +2,9 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"net"
+	"os"
 	"os/user"
 	"path/filepath"
 	"strconv"
@@ -45,22 +47,51 @@ type Route struct {
 	Port uint16
 	// CutThrough is set where a client is answered with what the host answers.
 	CutThrough bool
+	// SMTPS is set where the connection begins with TLS.
+	SMTPS bool
+	// User and Password are what to log in by; no User: there is no login. Clear lets
+	// them go without TLS.
+	User, Password string
+	Clear          bool
 }
 
 // RouteTo is a route as it is written: a text, or a table.
 type RouteTo struct {
-	To         string `toml:"to" doc:"host or host:port"`
-	CutThrough bool   `toml:"cut_through" doc:"an SMTP entrance answers a message for these domains only when the host has answered it, so that its refusal is ours and nobody gets a bounce; nothing of it is queued"`
+	To           string `toml:"to" doc:"host or host:port"`
+	CutThrough   bool   `toml:"cut_through" doc:"an SMTP entrance answers a message for these domains only when the host has answered it, so that its refusal is ours and nobody gets a bounce; nothing of it is queued"`
+	SMTPS        bool   `toml:"smtps" doc:"begin with TLS (RFC 8314); the default port is 465 then"`
+	User         string `toml:"user" doc:"log in at the host as this user (AUTH), under TLS with any certificate at least" unset:"no login"`
+	Password     string `toml:"password" doc:"the user's password; keep this file from others' eyes, or use password_file"`
+	PasswordFile string `toml:"password_file" path:"file" doc:"a file whose first line is the password"`
+	Clear        bool   `toml:"login_in_clear" doc:"log in without TLS, too, where everybody on the way can read the password"`
 }
 
 func (RouteTo) wants() string { return "host or host:port in quotes, or a table with to" }
 
-// String is the route as it would be written.
+// String is the route as it would be written, but for the password.
 func (r RouteTo) String() string {
-	if r.CutThrough {
-		return "{to = " + strconv.Quote(r.To) + ", cut_through = true}"
+	s := ""
+	for _, x := range []struct {
+		name string
+		on   bool
+	}{{"cut_through", r.CutThrough}, {"smtps", r.SMTPS}, {"login_in_clear", r.Clear}} {
+		if x.on {
+			s += ", " + x.name + " = true"
+		}
 	}
-	return strconv.Quote(r.To)
+	if r.User != "" {
+		s += ", user = " + strconv.Quote(r.User)
+	}
+	if r.Password != "" {
+		s += `, password = "..."`
+	}
+	if r.PasswordFile != "" {
+		s += ", password_file = " + strconv.Quote(r.PasswordFile)
+	}
+	if s == "" {
+		return strconv.Quote(r.To)
+	}
+	return "{to = " + strconv.Quote(r.To) + s + "}"
 }
 
 // UnmarshalText takes the short form.
@@ -165,12 +196,24 @@ func (l *loader) checkRoutes() {
 			l.warn(at, "has no colon, so it is no route")
 			continue
 		}
-		if server, more, _ := strings.Cut(server, "|"); more != "" {
-			l.warn(at, "names a user and password, which are not used in this version")
-			l.route(at, domain, RouteTo{To: server})
-			continue
+		to := RouteTo{To: server}
+		if i := strings.IndexAny(server, "| \t"); i >= 0 {
+			// HOST:PORT|USER|PASSWORD, or with blanks between.
+			to.To = server[:i]
+			words := strings.Fields(server[i:])
+			if server[i] == '|' {
+				words = strings.Split(server[i+1:], "|")
+			}
+			if len(words) < 2 || words[0] == "" || words[1] == "" {
+				l.warn(at, "names no user and password behind the host, so there is no login")
+			} else {
+				to.User, to.Password = words[0], words[1]
+			}
+			if len(words) > 2 {
+				l.warn(at, "has more than a user and a password behind the host, which is not used")
+			}
 		}
-		l.route(at, domain, RouteTo{To: server})
+		l.route(at, domain, to)
 	}
 }
 
@@ -179,13 +222,12 @@ func (l *loader) route(at place, domain string, to RouteTo) {
 		l.add(at, "route: %s is no domain", show(domain))
 		return
 	}
-	r, err := parseRoute(to.To)
+	r, err := parseRoute(to.To, to.SMTPS)
+	if err == nil {
+		r, err = to.complete(r)
+	}
 	if err != nil {
 		l.add(at, "route for %s: %v", show(domain), err)
-		return
-	}
-	if r.CutThrough = to.CutThrough; r.CutThrough && r.Host == "" {
-		l.add(at, "route for %s: cut_through needs a host to cut through to", show(domain))
 		return
 	}
 	domain = strings.ToLower(domain)
@@ -194,14 +236,47 @@ func (l *loader) route(at place, domain string, to RouteTo) {
 	}
 }
 
-func parseRoute(server string) (Route, error) {
+// complete adds what stands beside the host.
+func (r RouteTo) complete(to Route) (Route, error) {
+	to.CutThrough, to.SMTPS, to.User, to.Password, to.Clear = r.CutThrough, r.SMTPS, r.User, r.Password, r.Clear
+	switch {
+	case to.Host != "":
+	case r.CutThrough:
+		return to, errors.New("cut_through needs a host to cut through to")
+	case r.SMTPS || r.User != "":
+		return to, errors.New("smtps and user need a host")
+	}
+	if r.PasswordFile != "" {
+		if r.Password != "" {
+			return to, errors.New("write password or password_file, not both")
+		}
+		text, err := os.ReadFile(r.PasswordFile)
+		if err != nil {
+			return to, fmt.Errorf("password_file: %w", cause(err))
+		}
+		line, _, _ := strings.Cut(string(text), "\n")
+		to.Password = strings.TrimSuffix(line, "\r")
+	}
+	switch {
+	case (to.User == "") != (to.Password == ""):
+		return to, errors.New("a login needs user, and password or password_file")
+	case strings.ContainsRune(to.User+to.Password, 0):
+		return to, errors.New("a user or password has no NUL in it")
+	}
+	return to, nil
+}
+
+func parseRoute(server string, smtps bool) (Route, error) {
 	r := Route{Host: server, Port: 25}
+	if smtps {
+		r.Port = 465
+	}
 	if host, port, err := net.SplitHostPort(server); err == nil {
 		n, err := strconv.ParseUint(port, 10, 16)
 		if err != nil || n == 0 {
 			return Route{}, errors.New("the port must be a number from 1 to 65535")
 		}
-		r = Route{Host: host, Port: uint16(n)}
+		r.Host, r.Port = host, uint16(n)
 	}
 	r.Host = strings.TrimSuffix(strings.TrimPrefix(r.Host, "["), "]")
 	if r.Host != "" && !validHost(r.Host) && net.ParseIP(r.Host) == nil {

@@ -70,6 +70,9 @@ type Settings struct {
 	Mailbox map[string]string `toml:"mailbox" doc:"local mailboxes: an address, or @domain for every other address of a domain, and the path of its Maildir, in which %l stands for the local part and %d for the domain"`
 	// Route has the server for a domain, .suffix, or "" for all.
 	Route map[string]RouteTo `toml:"route" doc:"servers for domains, in place of their MX: example.org, .example.org for all below it, or an empty name for every other, and host or host:port, or a table with the keys below; an empty host means the MX" unset:"control/smtproutes"`
+	// Outbound and TLS are about connections to other servers.
+	Outbound Outbound        `toml:"outbound" doc:"how mail leaves over the network; it counts from the next start"`
+	TLS      map[string]*TLS `toml:"tls" keys:"names" doc:"how connections to other servers are protected: [tls.default] for all, and tables for some domains" unset:"opportunistic for all"`
 	// Certificate and ACME are about TLS, Auth about logins.
 	Certificate map[string]*Certificate `toml:"certificate" keys:"names" doc:"certificates of the SMTP entrances, a table for each"`
 	ACME        ACME                    `toml:"acme" doc:"certificates from an authority that speaks ACME (RFC 8555)"`
@@ -175,6 +178,7 @@ func defaults() Settings {
 		Admin:      Admin{Socket: DefaultAdminSocket},
 		Queue:      Queue{Lifetime: schedule.DefaultLifetime, Retry: "qmail", Remote: 200, Local: 10, Domain: schedule.DefaultSiteLimit, LowSpace: 256 << 20},
 		ACME:       ACME{Directory: "https://acme-v02.api.letsencrypt.org/directory", Address: ":80", Fallback: "none"},
+		Outbound:   Outbound{EightBit: "convert", Keep: 5 * time.Second, Messages: 100},
 		Quarantine: Quarantine{Retention: 30 * 24 * time.Hour, SummaryHour: 7},
 		Bounce:     Bounce{Format: "mime", External: "verified", MaxOriginal: dsn.DefaultMaxOriginal, Warn: 4 * time.Hour},
 	}

@@ -1,0 +1,71 @@
+package main
+
+import (
+	"log/slog"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/postern-mta/postern/cmd/postern/config"
+	"github.com/postern-mta/postern/pipeline/message"
+	"github.com/postern-mta/postern/queue/egress/smtp"
+)
+
+// outbound are the options of an exit over the network. What is about a domain is
+// that of the configuration in force when its mail goes.
+func outbound(first *config.Config, current func() *config.Config, resolver smtp.Resolver, log *slog.Logger) smtp.Options {
+	o := smtp.Options{
+		Resolver: resolver, Hello: first.Hostname, Log: log,
+		Routes: func(domain string) (string, uint16, bool) {
+			r, ok := current().RouteOf(domain)
+			return r.Host, r.Port, ok
+		},
+		TLS:   func(domain, _ string) smtp.TLSPolicy { return tlsPolicy(current(), domain) },
+		Login: func(domain, _ string) *smtp.Credentials { return loginFor(current(), domain) },
+		// Mail that would be sent to ourselves would come back here. Addresses are not
+		// compared, because another server may listen on one of this host's.
+		Self:           func(host string, _ netip.Addr) bool { return strings.EqualFold(host, current().Hostname) },
+		RefuseEightBit: first.Outbound.EightBit == "refuse",
+		Chunking:       first.Outbound.Chunking, Idle: first.Outbound.Keep, MaxMessages: first.Outbound.Messages,
+		Connections: func(string) int { return first.Queue.Domain },
+	}
+	if o.Idle == 0 {
+		o.Idle = -1 * time.Second
+	}
+	return o
+}
+
+// tlsPolicy is how connections for a domain are protected.
+func tlsPolicy(c *config.Config, domain string) smtp.TLSPolicy {
+	var p smtp.TLSPolicy
+	if t := c.TLSOf(domain); t != nil {
+		p.Level, _ = smtp.ParseTLSLevel(t.Level)
+		p.Names, p.Roots, p.Fingerprints = t.Names, t.Roots(), t.SHA256()
+	}
+	if r, ok := c.RouteOf(domain); ok && r.SMTPS {
+		p.Implicit = true
+		if p.Level == smtp.NoTLS {
+			p.Level = smtp.Required // the route is the nearer word
+		}
+	}
+	return p
+}
+
+// loginFor is what to log in by for a domain's mail; nil for nothing.
+func loginFor(c *config.Config, domain string) *smtp.Credentials {
+	r, ok := c.RouteOf(domain)
+	if !ok || r.User == "" {
+		return nil
+	}
+	return &smtp.Credentials{User: r.User, Password: r.Password, Clear: r.Clear}
+}
+
+// carried is a message in the form that a server can carry, as far as it can be
+// brought into that. Its body is held.
+func carried(c *config.Config, m message.Message, form message.Form, spool message.Spooler) (message.Message, error) {
+	if form == message.SevenBit && c.Outbound.EightBit != "send" {
+		return m.ToSevenBit(spool)
+	}
+	m.Body().Retain()
+	return m, nil
+}
