@@ -2,6 +2,7 @@ package milter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -237,6 +238,12 @@ func (i *instance) changes(v *pipeline.Verdict, tx *pipeline.Transaction, m mess
 	changed := false
 	for _, c := range r.changes {
 		switch c.code {
+		case byte(gomilter.ActAddRcpt), answerAddRcptParam, byte(gomilter.ActChangeFrom):
+			if err := checkAddress(bare(c.name), c.code == byte(gomilter.ActChangeFrom)); err != nil {
+				return err
+			}
+		}
+		switch c.code {
 		case byte(gomilter.ActAddRcpt), answerAddRcptParam:
 			people.add(bare(c.name))
 		case byte(gomilter.ActDelRcpt):
@@ -272,6 +279,19 @@ func bare(s string) string {
 		s = s[1 : len(s)-1]
 	}
 	return s
+}
+
+// checkAddress says whether an address can stand in an envelope.
+func checkAddress(address string, nobody bool) error {
+	switch {
+	case address == "" && !nobody:
+		return errors.New("it adds a recipient without an address")
+	case len(address) > envelope.MaxAddress:
+		return fmt.Errorf("it gives an address of %d bytes", len(address))
+	case !envelope.ValidBytes(address):
+		return errors.New("it gives an address that holds a control character")
+	}
+	return nil
 }
 
 // people are the recipients that a milter adds and removes.
@@ -343,7 +363,7 @@ type headEdits struct {
 	edits   []message.FieldEdit
 	count   map[string]int
 	fields  int
-	hidden  int // 1 if the field that a mail server puts on top is still missing
+	hidden  int // 1 if the field that the server puts on top is still missing
 	leading bool
 }
 

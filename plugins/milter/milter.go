@@ -71,8 +71,9 @@
 //     number too; sender, recipients and body are replaced. What it does not touch
 //     keeps its bytes.
 //
-// The place of an inserted field counts from the top, where 0 is above the
-// server's own Received; that of a message without one counts as if it were there.
+// The server's own Received is a field that milters see. The place of an inserted
+// field counts from it: 0 is above it, 1 below. Where a local program's message has
+// none on top yet, places count as if it were there.
 // ESMTP parameters of senders and recipients that a milter gives are not kept. A
 // field's control bytes become question marks, and lines that are too long are
 // folded. All changes of a milter are made, or none: a milter that fails half-way,

@@ -47,6 +47,7 @@ func TestSuite(t *testing.T) {
 	filtertest.Run(t, filtertest.Suite{
 		Kind: Kind(), Config: with(nil), Cases: append(cases, []filtertest.Case{
 			{Name: "continue", WantReason: "goes on"},
+			{Name: "insheader of a local program", Config: with(eom(indexed('i', 1, "X-B", "b") + indexed('i', 3, "X-C", "c"))), Message: "Subject: x\nTo: y\n\n", WantMessage: "X-B: b\nSubject: x\nX-C: c\nTo: y\n\n"},
 			{Name: "reject at connect", Config: one("C", packet('r', "")), WantAction: pipeline.Reject, WantReply: "554 5.7.1 message refused", WantReason: "at connect: refused", WantEnvelopes: []string{}},
 			{Name: "tempfail at helo", Config: one("H", packet('t', "")), WantAction: pipeline.Defer, WantReply: "451 4.7.1", WantEnvelopes: []string{}},
 			{Name: "accept at connect", Config: with(map[string]string{"C": packet('a', ""), "M": packet('r', "")}), WantReason: "at connect: accepted"},

@@ -36,7 +36,7 @@ class Test(Milter.Base):
 
     def hello(self, name):
         self.told.append("helo %s %s" % (name, self.getsymval("{tls_version}")))
-        return self.no("550", "5.7.1", "no", "no 100% no") if name == "reject.example" else Milter.CONTINUE
+        return self.no("550", "5.7.1", "no", "no 100%% no") if name == "reject.example" else Milter.CONTINUE
 
     def envfrom(self, f, *params):
         self.message = ["mail %s %s %s %s" % (f, params, self.getsymval("i") is not None, self.getsymval("{auth_authen}"))]
