@@ -26,7 +26,10 @@ type answer struct {
 	tx    *Transaction
 	body  *body
 	files []string
-	named []bool
+	// named are the recipients whom a verdict has named, byName the indexes of those
+	// who are asked about.
+	named  []bool
+	byName map[string][]uint32
 }
 
 // reply is what goes back for a verdict.
@@ -58,9 +61,14 @@ func (a *answer) reply(v Verdict) (*wire.JudgeReply, error) {
 	return r, nil
 }
 
+// flatten are a verdict and those that it joins, in order.
 func flatten(v Verdict) []Verdict {
+	var others []Verdict
+	for j := v.others; j != nil; j = j.before {
+		others = append(others, j.verdict)
+	}
 	all := []Verdict{v}
-	for _, o := range v.others {
+	for _, o := range slices.Backward(others) {
 		all = append(all, flatten(o)...)
 	}
 	return all
@@ -85,7 +93,7 @@ func (a *answer) check(v Verdict) error {
 	if v.changes&EditsEnvelope != 0 && a.at == AtDelivery {
 		return errors.New("the envelope cannot be edited at the stage delivery")
 	}
-	if (v.limited || len(v.others) > 0) && a.at != AtMessage {
+	if (v.limited || v.others != nil) && a.at != AtMessage {
 		return fmt.Errorf("only the stage message has recipients to choose from, not %s", a.at)
 	}
 	return nil
@@ -99,19 +107,37 @@ func word(a wire.Action) string {
 // recipients are the indexes of those whom the verdict is for, and whom none
 // before it named.
 func (a *answer) recipients(v Verdict) (all []uint32, err error) {
+	if !v.limited {
+		for _, n := range a.tx.active {
+			all = a.name(n, all)
+		}
+		return all, nil
+	}
+	if a.byName == nil {
+		a.byName = make(map[string][]uint32, len(a.tx.active))
+		for _, n := range a.tx.active {
+			a.byName[a.tx.All[n]] = append(a.byName[a.tx.All[n]], n)
+		}
+	}
 	for _, r := range v.only {
-		if !slices.Contains(a.tx.Recipients, r) {
+		found, ok := a.byName[r]
+		if !ok {
 			return nil, fmt.Errorf("%q is none of the recipients that the plugin is asked about", r)
 		}
-	}
-	for _, n := range a.tx.active {
-		if a.named[n] || v.limited && !slices.Contains(v.only, a.tx.All[n]) {
-			continue
+		for _, n := range found {
+			all = a.name(n, all)
 		}
-		a.named[n] = true
-		all = append(all, n)
 	}
 	return all, nil
+}
+
+// name appends a recipient whom no verdict has named so far.
+func (a *answer) name(n uint32, all []uint32) []uint32 {
+	if a.named[n] {
+		return all
+	}
+	a.named[n] = true
+	return append(all, n)
 }
 
 // inlineSpare is the greatest body that goes within a reply where there is no

@@ -118,6 +118,33 @@ func TestRecipients(t *testing.T) {
 	}
 }
 
+// Ten thousand recipients may each have a verdict of their own.
+func TestManyRecipients(t *testing.T) {
+	var to []string
+	for i := range 10_000 {
+		to = append(to, fmt.Sprintf("recipient%d@example.org", i))
+	}
+	got := sdktest.Judge(t, says(func(_ context.Context, m *sdk.Message) (sdk.Verdict, error) {
+		v := sdk.Continue().For()
+		for i, r := range m.Recipients {
+			if i%2 == 0 {
+				v = v.And(sdk.Reject("", r).For(r))
+			} else {
+				v = v.And(sdk.Continue().AddField("X", r).For(r))
+			}
+		}
+		return v.And(sdk.Discard()), nil
+	}), sdktest.Case{Text: hello, To: to})
+	if got.Err != nil || len(got.Fates) != len(to) {
+		t.Fatalf("%d, %v", len(got.Fates), got.Err)
+	}
+	for i, r := range to {
+		if f := got.Fates[r]; i%2 == 0 && f.Reply != "554 5.7.1 "+r || i%2 == 1 && !strings.HasPrefix(f.Head, "X: "+r+"\n") {
+			t.Fatalf("%s: %+v", r, f)
+		}
+	}
+}
+
 // A verdict is a value: what is made of it leaves it as it is.
 func TestVerdictIsAValue(t *testing.T) {
 	base := sdk.Continue().AddField("X-0", "0").Symbol("S", 1, "").For("a@example.org")

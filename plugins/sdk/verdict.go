@@ -27,7 +27,7 @@ type Verdict struct {
 
 	only     []string
 	limited  bool
-	others   []Verdict
+	others   *joined
 	mistakes []error
 }
 
@@ -244,8 +244,17 @@ func (v Verdict) For(recipients ...string) Verdict {
 // And joins verdicts for other recipients: the first that names one counts for
 // him, and one without For is for all who are left.
 func (v Verdict) And(others ...Verdict) Verdict {
-	v.others = append(slices.Clip(v.others), others...)
+	for _, o := range others {
+		v.others = &joined{o, v.others}
+	}
 	return v
+}
+
+// joined is a list of verdicts, the last first, so that a verdict for each of many
+// recipients can be joined one by one.
+type joined struct {
+	verdict Verdict
+	before  *joined
 }
 
 func (v Verdict) change(what Edits, e *wire.Edit) Verdict {

@@ -28,6 +28,10 @@ func (r *reading) read(t testing.TB, answer *wire.JudgeReply) Got {
 	before := r.fate()
 	got := Got{Fate: before, Fates: map[string]Fate{}, before: before.Head + "\n" + before.Body}
 	named := map[uint32]Fate{}
+	asked := map[uint32]bool{}
+	for _, n := range tx.GetActive() {
+		asked[n] = true
+	}
 	for i, v := range answer.GetVerdicts() {
 		fate, err := r.verdict(v)
 		if err != nil {
@@ -36,13 +40,15 @@ func (r *reading) read(t testing.TB, answer *wire.JudgeReply) Got {
 		if i == 0 {
 			got.Fate = fate
 		}
-		for _, n := range v.GetRecipients() {
-			if !slices.Contains(tx.GetActive(), n) {
+		about := v.GetRecipients()
+		if len(about) == 0 {
+			about = tx.GetActive()
+		}
+		for _, n := range about {
+			if !asked[n] {
 				t.Fatalf("Postern would not take the answer: a verdict is for recipient %d, about whom it was not asked", n)
 			}
-		}
-		for _, n := range tx.GetActive() {
-			if _, done := named[n]; !done && (len(v.GetRecipients()) == 0 || slices.Contains(v.GetRecipients(), n)) {
+			if _, done := named[n]; !done {
 				named[n] = fate
 			}
 		}
