@@ -29,7 +29,11 @@ type explainFlags struct {
 	config, from, ip, rdns, helo, user, chain, entrance string
 	to, shadow                                          []string
 	relay, json                                         bool
-	top                                                 int
+	// plugin is the one that is asked alone, "" for the whole chain; what it says
+	// goes to log.
+	plugin string
+	log    *slog.Logger
+	top    int
 }
 
 func explainCommand() *cobra.Command {
@@ -60,18 +64,9 @@ named leave nothing to count.`,
 			return cobra.ExactArgs(1)(c, args)
 		},
 	}
+	f.add(c)
 	fl := c.Flags()
-	fl.StringVarP(&f.config, "config", "c", defaultConfig, "the configuration file")
-	fl.StringVar(&f.from, "from", "", "envelope sender; empty is the null sender")
-	fl.StringArrayVar(&f.to, "to", nil, "envelope recipient; may be repeated")
-	fl.StringVar(&f.ip, "ip", "", "the client's address")
-	fl.StringVar(&f.rdns, "rdns", "", "the client's host name")
-	fl.StringVar(&f.helo, "helo", "", "the name the client gives itself")
-	fl.StringVar(&f.user, "auth", "", "the user who logged in")
-	fl.BoolVar(&f.relay, "relay", false, "the client may relay (RELAYCLIENT)")
 	fl.StringVar(&f.chain, "chain", "", "the chain to run (default: the entrance's, by who calls)")
-	fl.StringVar(&f.entrance, "entrance", "", "the entrance (default: the first one)")
-	fl.BoolVar(&f.json, "json", false, "print JSON")
 	fl.StringArrayVar(&f.shadow, "shadow-report", nil, "tell what filters in shadow would have done, from this log of the daemon; may be repeated")
 	fl.IntVar(&f.top, "top", 10, "how many senders a shadow report lists")
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -81,6 +76,21 @@ named leave nothing to count.`,
 		return runExplain(c.Context(), f, args[0], c.InOrStdin(), c.OutOrStdout())
 	}
 	return c
+}
+
+// add adds the flags that say where a message comes from.
+func (f *explainFlags) add(c *cobra.Command) {
+	fl := c.Flags()
+	fl.StringVarP(&f.config, "config", "c", defaultConfig, "the configuration file")
+	fl.StringVar(&f.from, "from", "", "envelope sender; empty is the null sender")
+	fl.StringArrayVar(&f.to, "to", nil, "envelope recipient; may be repeated")
+	fl.StringVar(&f.ip, "ip", "", "the client's address")
+	fl.StringVar(&f.rdns, "rdns", "", "the client's host name")
+	fl.StringVar(&f.helo, "helo", "", "the name the client gives itself")
+	fl.StringVar(&f.user, "auth", "", "the user who logged in")
+	fl.BoolVar(&f.relay, "relay", false, "the client may relay (RELAYCLIENT)")
+	fl.StringVar(&f.entrance, "entrance", "", "the entrance (default: the first one)")
+	fl.BoolVar(&f.json, "json", false, "print JSON")
 }
 
 func runExplain(ctx context.Context, f explainFlags, file string, stdin io.Reader, out io.Writer) error {
@@ -101,7 +111,11 @@ func runExplain(ctx context.Context, f explainFlags, file string, stdin io.Reade
 	if err := runs.instead(c); err != nil {
 		return err
 	}
-	plugins, err := openCommandPlugins(runs, env.Log)
+	log := env.Log
+	if f.log != nil {
+		log = f.log
+	}
+	plugins, err := openCommandPlugins(runs, log)
 	if err != nil {
 		return err
 	}
@@ -115,6 +129,11 @@ func runExplain(ctx context.Context, f explainFlags, file string, stdin io.Reade
 	o.State, o.Plugins = seen.state, plugins
 	if c, err = config.Load(f.config, o); err != nil {
 		return err
+	}
+	if f.plugin != "" {
+		if f.chain, err = onlyPlugin(c, plugins, f.plugin); err != nil {
+			return err
+		}
 	}
 	tx, listen, err := f.transaction(c)
 	if err != nil {

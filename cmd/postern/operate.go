@@ -38,12 +38,12 @@ func checkCommand() *cobra.Command {
 	}
 	file := configFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		conf, done, err := loadAsking(*file, pluginLog(c.ErrOrStderr()))
+		conf, plugins, err := loadAsking(*file, pluginLog(c.ErrOrStderr()))
 		if err != nil {
 			fmt.Fprintln(c.ErrOrStderr(), err)
 			return silent{}
 		}
-		done()
+		plugins.close()
 		for _, w := range conf.Warnings {
 			fmt.Fprintf(c.ErrOrStderr(), "warning: %v\n", w)
 		}
@@ -66,11 +66,11 @@ func configCommand() *cobra.Command {
 	show := &cobra.Command{Use: "show", Short: "Print every setting and where it comes from", Args: cobra.NoArgs}
 	file := configFlag(show)
 	show.RunE = func(c *cobra.Command, _ []string) error {
-		conf, done, err := loadAsking(*file, pluginLog(io.Discard))
+		conf, plugins, err := loadAsking(*file, pluginLog(io.Discard))
 		if err != nil {
 			return fmt.Errorf("the configuration is wrong, see postern check:\n%w", err)
 		}
-		done()
+		plugins.close()
 		t := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
 		for _, s := range conf.Effective() {
 			fmt.Fprintf(t, "%s\t= %s\t# %s\n", s.Key, s.Value, s.From)

@@ -55,8 +55,9 @@ func (d *daemon) closePlugins() {
 // directory of its own, and ended with it.
 type commandPlugins struct {
 	*host.Host
-	dir  string
-	runs *programs
+	dir     string
+	runs    *programs
+	ownRuns bool // runs are closed with it
 }
 
 // openCommandPlugins makes a host for a command. What plugins write goes to log.
@@ -88,35 +89,31 @@ func (p *commandPlugins) Kind(s host.Settings) (pipeline.Kind, error) {
 	return p.Host.Kind(s)
 }
 
-// loadAsking reads a configuration and asks its plugins what they are. They end
-// with done; an error needs none.
-func loadAsking(file string, log *slog.Logger) (c *config.Config, done func(), err error) {
-	nothing := func() {}
-	c, err = config.Load(file, loadOptions(quietEnv()))
+// loadAsking reads a configuration and asks its plugins what they are, until
+// they are closed; there are none where it names none, or with an error.
+func loadAsking(file string, log *slog.Logger) (*config.Config, *commandPlugins, error) {
+	c, err := config.Load(file, loadOptions(quietEnv()))
 	if err != nil || len(c.Plugin) == 0 {
-		return c, nothing, err
+		return c, nil, err
 	}
 	runs := newPrograms(log)
 	if err := runs.instead(c); err != nil {
 		runs.close()
-		return nil, nothing, err
+		return nil, nil, err
 	}
 	plugins, err := openCommandPlugins(runs, log)
 	if err != nil {
 		runs.close()
-		return nil, nothing, err
+		return nil, nil, err
 	}
-	done = func() {
-		plugins.close()
-		runs.close()
-	}
+	plugins.ownRuns = true
 	o := loadOptions(quietEnv())
 	o.Plugins = plugins
 	if c, err = config.Load(file, o); err != nil {
-		done()
-		return nil, nothing, err
+		plugins.close()
+		return nil, nil, err
 	}
-	return c, done, nil
+	return c, plugins, nil
 }
 
 // pluginLog is the log of a command that starts plugins: what they say is the
@@ -132,6 +129,12 @@ func pluginLog(w io.Writer) *slog.Logger {
 }
 
 func (p *commandPlugins) close() {
+	if p == nil {
+		return
+	}
 	p.Host.Close()      //nolint:errcheck // it has nothing to say
 	os.RemoveAll(p.dir) //nolint:errcheck // it is a directory for temporary files
+	if p.ownRuns {
+		p.runs.close()
+	}
 }
