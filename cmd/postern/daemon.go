@@ -111,6 +111,7 @@ func (d *daemon) open(first *config.Config) (err error) {
 		return err
 	}
 	if d.engine != nil {
+		d.engine.limits.start()
 		d.engine.queue.Start()
 		d.quarantine.start()
 	}

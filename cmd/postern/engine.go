@@ -39,6 +39,7 @@ type engine struct {
 	store  *pebble.Store
 	queue  *queue.Queue
 	remote *smtp.Exit
+	limits *limits
 	leave  departure
 }
 
@@ -104,9 +105,15 @@ func (e *engine) newQueue(c *config.Config, resolver *resolve.Resolver, chains *
 		return carried(e.config.Load(), m, form, e.store)
 	}}
 	var err error
-	if e.remote, err = smtp.New(outbound(c, e.config.Load, resolver, log)); err != nil {
+	if e.limits, err = newLimits(e.config.Load); err != nil {
 		return nil, err
 	}
+	o := outbound(c, e.config.Load, resolver, log)
+	o.Gate, o.Freed = e.limits, func(site string) { e.queue.Admissible(site) }
+	if e.remote, err = smtp.New(o); err != nil {
+		return nil, err
+	}
+	e.limits.exit, e.limits.wake = e.remote, o.Freed
 	mailboxes, err := local.New(local.Options{Dir: "/", Hostname: c.Hostname, Log: log, Mailboxes: e.mailbox, Serves: e.hasMailboxes})
 	if err != nil {
 		return nil, err
@@ -116,8 +123,8 @@ func (e *engine) newQueue(c *config.Config, resolver *resolve.Resolver, chains *
 		Prepare:   e.leave.prepare,
 		SiteLimit: c.Queue.Domain, Lifetime: c.Queue.Lifetime,
 		Channels: []queue.Channel{
-			{Name: remoteChannel, Exit: remoteExit{e.remote}, Backoff: c.Queue.Backoff(), Limit: limit(c.Queue.Remote), Locate: e.siteOf},
-			{Name: localChannel, Exit: localExit{mailboxes}, Backoff: schedule.Qmail(schedule.QmailLocal), Limit: limit(c.Queue.Local)},
+			{Name: remoteChannel, Exit: remoteExit{e.remote}, Backoff: c.Queue.Backoff(), Limit: slots(c.Queue.Remote), Locate: e.limits.locate, Admit: e.limits.admit},
+			{Name: localChannel, Exit: localExit{mailboxes}, Backoff: schedule.Qmail(schedule.QmailLocal), Limit: slots(c.Queue.Local)},
 		},
 		Bounce: queue.Bounce{
 			From: c.Bounce.From, Postmaster: c.Bounce.Postmaster, Format: formatOf(c), MaxOriginal: maxOriginal(c), Warn: warn(c),
@@ -135,9 +142,9 @@ func (e *engine) newQueue(c *config.Config, resolver *resolve.Resolver, chains *
 	})
 }
 
-// limit is a concurrency as the schedule takes it, where 0 is the default and
+// slots is a concurrency as the schedule takes it, where 0 is the default and
 // less than that stops a channel; in qmail 0 stops it.
-func limit(n int) int {
+func slots(n int) int {
 	if n == 0 {
 		return -1
 	}
@@ -175,13 +182,6 @@ func (e *engine) hasMailboxes(domain string) bool { return e.config.Load().HasMa
 
 func (e *engine) isLocal(domain string) bool { return e.config.Load().IsLocal(domain) }
 
-// siteOf is the site of a domain as the schedule knows it: the hosts that take its
-// mail, so that all their domains share what they are given.
-func (e *engine) siteOf(ctx context.Context, domain string) (string, error) {
-	s, err := e.remote.Site(ctx, domain)
-	return s.Name, err
-}
-
 // routeOf is a domain's route; one whose mail goes to mailboxes has none.
 func (e *engine) routeOf(domain string) (config.Route, bool) {
 	return e.config.Load().RouteOf(domain)
@@ -196,6 +196,7 @@ func (e *engine) close(ctx context.Context) error {
 		defer cancel()
 	}
 	err := e.queue.Close(ctx)
+	e.limits.close()
 	e.remote.Close(ctx)
 	if err2 := e.store.Close(); err == nil {
 		err = err2
@@ -214,11 +215,19 @@ func (x remoteExit) Deliver(ctx context.Context, j *queue.Job) ([]queue.Result, 
 		job.Prepare, release = preparing(j.Domain, j.Prepare)
 		defer release()
 	}
+	if v, ok := j.Leave.(*permit); ok {
+		job.Ticket = v.take()
+		defer func() { v.back(job.Ticket) }()
+	}
 	got := x.exit.Deliver(ctx, job)
 	all := make([]queue.Result, len(got))
 	health := schedule.Failed
 	for i, r := range got {
 		all[i] = queue.Result{Reply: r.Reply, Where: r.Where, Perhaps: r.Perhaps, TLS: r.TLS.String()}
+		if r.NotNow != nil {
+			all[i].NotNow = &queue.Wait{Until: r.NotNow.Until}
+			health = schedule.Unchanged
+		}
 		if r.Remote && r.Phase >= wire.MailFrom {
 			health = schedule.Succeeded
 		}
