@@ -40,6 +40,8 @@ type line struct {
 	// parts are the lines behind it that it was put together with.
 	parts []part
 	first string // itself, then
+	// odd is why it cannot be parsed, "" if it can.
+	odd string
 	// remarks stand below it.
 	remarks []string
 }
@@ -74,7 +76,7 @@ func readFile(path string, format *Format) (*file, error) {
 	}
 	defer h.Close()
 	f := &file{path: path, format: format}
-	if format.binary != "" && strings.HasSuffix(path, format.binary) {
+	if f.isBinary() {
 		f.lines, err = readRecords(h, info.Size())
 	} else {
 		f.lines, err = readLines(h)
@@ -83,6 +85,11 @@ func readFile(path string, format *Format) (*file, error) {
 		return fail(cause(err))
 	}
 	return f, nil
+}
+
+// isBinary reports whether it is a database.
+func (f *file) isBinary() bool {
+	return f.format.binary != "" && strings.HasSuffix(f.path, f.format.binary)
 }
 
 // cause is an error without the path that is told anyway.
@@ -132,7 +139,11 @@ func readRecords(at io.ReaderAt, size int64) ([]*line, error) {
 		if total += len(r.Key) + len(r.Value) + 2; total > maxText {
 			return nil, fmt.Errorf("its records have more than %d bytes", maxText)
 		}
-		all = append(all, &line{no: len(all) + 1, text: r.Key + ":" + r.Value})
+		l := &line{no: len(all) + 1, text: r.Key + ":" + r.Value}
+		if strings.Contains(r.Key, ":") {
+			l.odd = "its key holds a colon"
+		}
+		all = append(all, l)
 	}
 	return all, nil
 }
@@ -152,6 +163,9 @@ func (l *line) isComment() bool {
 
 // unfit is why a line cannot be parsed, "" if it can.
 func (l *line) unfit() string {
+	if l.odd != "" {
+		return l.odd
+	}
 	if len(l.text) > maxLine {
 		return fmt.Sprintf("it has %d bytes, more than the %d that are read of a line", len(l.text), maxLine)
 	}

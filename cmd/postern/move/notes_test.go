@@ -80,6 +80,9 @@ func TestRemarks(t *testing.T) {
 		{"a script's path", "qfilters", "PATH=/bin:/usr/bin\nqmail-qfilter a", "# 1: PATH=/bin:/usr/bin", "", "[filter.qfilter.env]\nPATH = \"/bin:/usr/bin\"", ""},
 		{"a script's own value", "qfilters", "X=$(date)\nqmail-qfilter a", "# 1: X=$(date)", "worked out by the shell", "[\"a\"]", "[filter.qfilter.env]"},
 		{"the next program", "qfilters", "QQF_QMAILQUEUE=/bin/q\nqmail-qfilter a", "# 1: QQF_QMAILQUEUE=/bin/q", "next in [listen.queue]", "[\"a\"]", ""},
+		{"what runs it", "qfilters", "A=1 exec softlimit -m 5 qmail-qfilter /bin/a", "# 1: A=1 exec softlimit -m 5 qmail-qfilter /bin/a", "\"softlimit -m 5\" ran qmail-qfilter", "[filter.qfilter.env]\nA = \"1\"", ""},
+		{"QMAILQUEUE", "qfilters", "export QMAILQUEUE='/usr/bin/qmail-qfilter /bin/a -- /bin/b'", "# 1: export QMAILQUEUE='/usr/bin/qmail-qfilter /bin/a -- /bin/b'", "", "  [\"/bin/b\"], # qfilters:1", ".env]"},
+		{"another QMAILQUEUE", "qfilters", "QMAILQUEUE=/bin/simscan\nqmail-qfilter /bin/a", "# 1: QMAILQUEUE=/bin/simscan", "named the program that takes mail", "[\"/bin/a\"]", ".env]"},
 		{"a pipe", "qfilters", "/bin/a | /bin/b", "# 1: /bin/a | /bin/b", "is for the shell", "[\"/bin/a\"]", "\"/bin/b\"]"},
 		{"nothing between", "qfilters", "/bin/a -- -- /bin/b", "# 1: /bin/a -- -- /bin/b", "between two --", "[\"/bin/b\"]", ""},
 		{"a domain", "qfilters", "Example.org:/bin/a\n*.net:/bin/b:FOO", "# 2: *.net:/bin/b:FOO", "FOO is a variable", `when = 'domain(sender) == "example.org"'`, ""},
@@ -117,6 +120,16 @@ func TestDatabase(t *testing.T) {
 	want := importedFrom(t, []Source{{"simcontrol", write(t, dir, "x", text)}}, Options{})
 	if g, w := table(t, got.TOML), table(t, want.TOML); !reflect.DeepEqual(g, w) {
 		t.Errorf("the database makes\n%s\nand its text\n%s", got.TOML, want.TOML)
+	}
+	write(t, dir, "simcontrol.cdb", b.String())
+	for _, c := range []struct {
+		text string
+		same bool
+	}{{text, true}, {strings.ToUpper(text[:14]) + text[14:] + " \n", true}, {text + "b.example:clam=no", false}, {"#" + text, true}, {text[22:], false}} {
+		r := importedFrom(t, []Source{{"simcontrol", write(t, dir, "simcontrol", c.text)}}, Options{})
+		if same := !strings.Contains(string(r.TOML), "simscan goes by the database"); same != c.same {
+			t.Errorf("%q is the database: %v", c.text, same)
+		}
 	}
 	broken := write(t, dir, "y.cdb", b.String()[:2000])
 	if _, err := Import([]Source{{"simcontrol", broken}}, Options{}); err == nil || !strings.Contains(err.Error(), "y.cdb cannot be read: not a sound cdb") {

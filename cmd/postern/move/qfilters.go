@@ -18,7 +18,7 @@ const (
 const programName = "qmail-qfilter"
 
 var (
-	variable = regexp.MustCompile(`^(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)$`)
+	variable = regexp.MustCompile(`^(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_]{0,99})=(.*)$`)
 	// domainFirst is a line of sagredo's control/qfilters, domain:program:variable.
 	domainFirst = regexp.MustCompile(`^([A-Za-z0-9.*-]*):(/[^:]*)(?::([A-Za-z0-9_=]*))?$`)
 )
@@ -81,10 +81,6 @@ type program struct {
 
 // line takes in a line.
 func (q *queueFilters) line(l *line) {
-	if m := variable.FindStringSubmatch(l.text); m != nil {
-		q.variable(l, m[1], m[2])
-		return
-	}
 	if !q.script {
 		if m := domainFirst.FindStringSubmatch(l.text); m != nil {
 			q.ofDomain(l, m[1], m[2], m[3])
@@ -92,17 +88,16 @@ func (q *queueFilters) line(l *line) {
 		}
 	}
 	words, rest, err := split(l.text)
-	if err != "" {
+	switch m := variable.FindStringSubmatch(l.text); {
+	case err != "" && m != nil:
+		q.f.none(l, "the value of this variable is worked out by the shell, which does not run here. Instead: write what comes out into the filter's table env.")
+		return
+	case err != "":
 		q.f.none(l, "%s. Instead: write the programs and their arguments as they come out, and import the file again.", err)
 		return
 	}
-	if q.script {
-		at := slices.IndexFunc(words, func(w string) bool { return filepath.Base(w) == programName })
-		if at < 0 {
-			q.f.none(l, "this line of the script is not about qmail-qfilter, and nothing here runs it. Instead: what it does for the programs belongs into a program of its own, or the table env.")
-			return
-		}
-		words = words[at+1:]
+	if words = q.before(l, words); len(words) == 0 {
+		return
 	}
 	if rest != "" {
 		q.f.none(l, "%s is for the shell, which does not run here. Instead: a script that does it, as a program of the chain.", show(rest))
@@ -110,6 +105,34 @@ func (q *queueFilters) line(l *line) {
 	for _, args := range chain(words) {
 		q.take(l, args)
 	}
+}
+
+// before takes in what stands before the programs on a line: variables, and in a
+// script what runs qmail-qfilter. What is left are the programs.
+func (q *queueFilters) before(l *line, words []string) []string {
+	for len(words) > 0 && (words[0] == "exec" || words[0] == "export" || words[0] == "env") {
+		words = words[1:]
+	}
+	for len(words) > 0 {
+		m := variable.FindStringSubmatch(words[0])
+		if m == nil {
+			break
+		}
+		words = words[1:]
+		q.variable(l, m[1], m[2])
+	}
+	if !q.script || len(words) == 0 {
+		return words
+	}
+	at := slices.IndexFunc(words, func(w string) bool { return filepath.Base(w) == programName })
+	if at < 0 {
+		q.f.none(l, "this line of the script is not about qmail-qfilter, and nothing here runs it. Instead: what it does for the programs belongs into a program of its own, or the table env.")
+		return nil
+	}
+	if before := slices.DeleteFunc(slices.Clone(words[:at]), func(w string) bool { return w == "exec" }); len(before) > 0 {
+		q.f.none(l, "%s ran qmail-qfilter, and runs nothing here. Instead: the options memory, cpu and user of the filter, or its table env.", show(strings.Join(before, " ")))
+	}
+	return words[at+1:]
 }
 
 // take adds a program to those that run for all mail.
@@ -138,22 +161,24 @@ func (q *queueFilters) check(l *line, args []string) ([]string, bool) {
 	return args, true
 }
 
-// variable takes in a variable that a script sets.
+// variable takes in a variable that a script sets. Some qmails have a whole command
+// line in QMAILQUEUE.
 func (q *queueFilters) variable(l *line, name, value string) {
-	words, rest, err := split(value)
 	switch {
 	case name == "QQF_QMAILQUEUE":
 		q.f.none(l, "it named the program that qmail-qfilter hands the message to. Instead: next in [listen.queue].")
-	case err != "" || rest != "" || len(words) > 1:
-		q.f.none(l, "the value of this variable is worked out by the shell, which does not run here. Instead: write what comes out into the filter's table env.")
-	case name == "QMAILQUEUE":
-		if !strings.Contains(value, programName) {
-			q.f.none(l, "it named the program that takes mail. Instead: next in [listen.queue].")
+	case name == "QMAILQUEUE" && strings.Contains(value, programName+" "):
+		words, _, err := split(value)
+		if err == "" {
+			words = q.before(l, words)
 		}
-	case len(words) == 0:
-		q.env[name] = ""
+		for _, args := range chain(words) {
+			q.take(l, args)
+		}
+	case name == "QMAILQUEUE":
+		q.f.none(l, "it named the program that takes mail. Instead: next in [listen.queue].")
 	default:
-		q.env[name] = words[0]
+		q.env[name] = value
 	}
 }
 

@@ -51,6 +51,11 @@ type entry struct {
 
 // simcontrol makes filters of control/simcontrol, or of its database.
 func (im *importer) simcontrol(f *file) error {
+	if f.isBinary() {
+		f.about = append(f.about, "These are the records of the database, in their order.")
+	} else if !f.isDatabase() {
+		f.remark("simscan goes by the database simcontrol.cdb, and the one beside this file is not what simscanmk makes of it. Import the database if mail is to be judged as it was until now.")
+	}
 	entries := f.entries()
 	if len(entries) == 0 {
 		f.about = append(f.about, "There is nothing in it, so simscan scans nothing.")
@@ -68,7 +73,7 @@ func (im *importer) simcontrol(f *file) error {
 
 // entries are the lines that count, the first of each key.
 func (f *file) entries() []entry {
-	binary := f.format.binary != "" && strings.HasSuffix(f.path, f.format.binary)
+	binary := f.isBinary()
 	var all []entry
 	first := map[string]*line{}
 	for _, l := range f.lines {
@@ -98,6 +103,27 @@ func (f *file) entries() []entry {
 		all = append(all, entry{l, key, f.settings(l, key, data)})
 	}
 	return all
+}
+
+// isDatabase reports whether the database beside a text is what simscanmk makes of
+// it, or there is none.
+func (f *file) isDatabase() bool {
+	path := f.path + f.format.binary
+	if !isFile(path) {
+		return true
+	}
+	db, err := readFile(path, f.format)
+	if err != nil {
+		return false
+	}
+	var records []string
+	for _, l := range f.lines {
+		// What has no words is no record; a record has no key without one (simscanmk.c: make_cdb).
+		if key, data := splitEntry(l.text, false); key != "" || strings.HasPrefix(l.text, ":") {
+			records = append(records, key+":"+data)
+		}
+	}
+	return slices.EqualFunc(records, db.lines, func(a string, b *line) bool { return strings.TrimRight(a, " \t") == strings.TrimRight(b.text, " \t\r") })
 }
 
 // splitEntry reads a line as simscanmk does. A record's is split at its first
