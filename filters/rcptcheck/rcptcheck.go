@@ -73,9 +73,11 @@
 // 400 to 599 and a text, which the peer hears in place of ours after exit 100
 // and 113; a code of 4xx puts the recipient off. It has no other descriptor, and
 // a session of its own; when it ends or its time ("wait") is over, it is killed
-// with everything that it has started. From its first instruction on it may use a bounded amount of memory, of
-// processor time and of disk. One that crashes, takes too long or cannot be run
-// is an error.
+// with everything that it has started. From its first instruction on it may use
+// 2 GiB of memory, 512 descriptors, files of 16 MiB, and of processor time what it
+// may take and a second more. It runs as the daemon's user, or, if the daemon was
+// started by root, as another ("user"): a new one needs a restart. One that
+// crashes, takes too long or cannot be run is an error.
 //
 // It is not told RCPTFOUND and RCPTHOSTS, which speak of checks that this filter
 // does not know of, and only recipients in domains of ours are asked about. The

@@ -19,6 +19,8 @@ type child struct {
 	died    func(error)
 	kept    bool // by a keeper, which could not be run again
 	closing atomic.Bool
+	doomed  atomic.Bool // it has been killed: nothing more is asked of it
+	timeout time.Duration
 	lost    chan struct{} // closed when it is gone, and its programs with it
 
 	mu       sync.Mutex
@@ -47,13 +49,14 @@ func (c *child) forget(p *Process) {
 // hung ends a process that does not answer, if another can take its place.
 func (c *child) hung() {
 	if !c.kept {
+		c.doomed.Store(true)
 		_ = c.process.Kill()
 	}
 }
 
 // wait waits for the end of a process that has hung up.
 func (c *child) wait() bool {
-	t := time.NewTimer(startTimeout)
+	t := time.NewTimer(c.timeout)
 	defer t.Stop()
 	select {
 	case <-c.lost:
@@ -65,7 +68,7 @@ func (c *child) wait() bool {
 
 // send sends a packet.
 func (c *child) send(packet, rights []byte) error {
-	_ = c.control.SetWriteDeadline(time.Now().Add(startTimeout))
+	_ = c.control.SetWriteDeadline(time.Now().Add(c.timeout))
 	_, _, err := c.control.WriteMsgUnix(packet, rights, nil)
 	return err
 }

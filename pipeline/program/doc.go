@@ -22,6 +22,15 @@
 // process groups and sessions with them; the next Start runs it again. A program
 // costs the daemon no thread and no goroutine, and the starter no thread.
 //
+// Programs run as the daemon's user, or, by a Starter with Options.Users, as one of
+// these and as nobody else. That Starter is made ready while the daemon is root:
+// a keeper stays behind, which has the groups of the users as they were then, and
+// runs the process that starts programs again if that dies. Both listen on one
+// socket that only the daemon has, take no packet that another process has sent,
+// and cannot be looked into by those whom they start. A program that runs as the
+// daemon's own user can signal the daemon; one that is not trusted with that has a
+// user of its own.
+//
 // The bounds are those of the kernel. Memory bounds what is private and writable
 // in one process, and neither files in memory nor a program's children together.
 //

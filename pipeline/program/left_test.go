@@ -175,6 +175,28 @@ func TestStarterDies(t *testing.T) {
 	}
 }
 
+// One that does not answer is replaced.
+func TestStarterHangs(t *testing.T) {
+	s := newStarter(t, Options{})
+	if err := s.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		hung := s.child.process.Pid
+		s.child.timeout = 50 * time.Millisecond
+		if err := unix.Kill(hung, unix.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Start(Spec{Path: "/bin/true"}); !errors.Is(err, ErrGone) {
+			t.Error(err)
+		}
+		gone(t, hung)
+		if _, e := output(t, s, Spec{}, "exit 5"); e.Exit != 5 {
+			t.Error(e)
+		}
+	}
+}
+
 // A daemon that is killed takes its programs with it, and what they have left.
 func TestDaemonDies(t *testing.T) {
 	dir := t.TempDir()

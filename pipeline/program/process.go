@@ -94,7 +94,7 @@ func (p *Process) Wait(ctx context.Context) (Ending, error) {
 
 // begin waits until the program runs.
 func (p *Process) begin(path string) error {
-	t := time.NewTimer(startTimeout)
+	t := time.NewTimer(p.child.timeout)
 	defer t.Stop()
 	select {
 	case <-p.begun:

@@ -34,6 +34,7 @@ type Options struct {
 // use.
 type Starter struct {
 	options Options
+	timeout time.Duration // startTimeout, but for tests
 
 	mu     sync.Mutex
 	child  *child // nil: there is none
@@ -41,7 +42,7 @@ type Starter struct {
 }
 
 // New makes a Starter.
-func New(o Options) *Starter { return &Starter{options: o} }
+func New(o Options) *Starter { return &Starter{options: o, timeout: startTimeout} }
 
 // Ready runs the process that starts programs now, if it does not run: a daemon
 // that is about to give up root calls it before.
@@ -143,7 +144,7 @@ func (s *Starter) get() (*child, error) {
 	if s.closed {
 		return nil, ErrClosed
 	}
-	if s.child != nil {
+	if s.child != nil && !s.child.doomed.Load() {
 		select {
 		case <-s.child.lost:
 		default:
@@ -242,8 +243,8 @@ func (s *Starter) spawn() (*child, error) {
 		return nil, err
 	}
 	theirs.Close()
-	c := &child{control: ours, process: process, lost: make(chan struct{}), programs: map[uint64]*Process{}, died: s.options.Died, kept: len(s.options.Users) > 0}
-	_ = ours.SetReadDeadline(time.Now().Add(startTimeout))
+	c := &child{control: ours, process: process, lost: make(chan struct{}), programs: map[uint64]*Process{}, died: s.options.Died, kept: len(s.options.Users) > 0, timeout: s.timeout}
+	_ = ours.SetReadDeadline(time.Now().Add(s.timeout))
 	if a, err := c.read(); err != nil || a.kind != kindReady {
 		ours.Close()
 		_ = process.Kill()
