@@ -233,7 +233,7 @@ class Plugin:
             default = "it must be written" if o.required else "by default %s" % json.dumps(TYPES[o.type][3](o.default if o.default is not None else o.type()))
             print("    %-16s %s\n    %-16s %s; %s" % (o.name, o.doc, "", TYPES[o.type][1], default))
         kind = re.sub("[^a-z0-9-]", "-", self.name.lower())
-        print("\nIn Postern's configuration:\n\n    [plugin.%s]\n    command = [\"/usr/bin/python3\", %s]\n\n    [filter.my-%s]\n    kind = \"%s\"\n" % (
+        print("\nIn Postern's configuration:\n\n    [plugin.%s]\n    command = [%s]\n\n    [filter.my-%s]\n    kind = \"%s\"\n" % (
             kind, json.dumps(path), kind, kind))
         return 0
 
