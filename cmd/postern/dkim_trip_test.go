@@ -417,7 +417,15 @@ func TestDKIMSignsWhatLeaves(t *testing.T) {
 			if _, is := what[to]; !is || !strings.HasPrefix(text, "DKIM-Signature: ") {
 				t.Errorf("%s: %.1000q", to, text)
 			}
-			if shape, _, _ := strings.Cut(what[to], " through "); !strings.HasSuffix(text, tripShapes()[shape]) {
+			shape, _, _ := strings.Cut(what[to], " through ")
+			want := message.FromString(tripShapes()[shape])
+			if s == p.old { // it takes 7 bits only
+				var err error
+				if want, err = want.ToSevenBit(nil); err != nil || want.Body().EightBit() {
+					t.Fatal(err)
+				}
+			}
+			if !strings.HasSuffix(text, string(want.Bytes())) {
 				t.Errorf("%s, %s was changed: %.2000q", to, what[to], text)
 			}
 		}
