@@ -314,6 +314,7 @@ func TestConfiguration(t *testing.T) {
 		"memory":           {Options{Command: ok, Memory: -1}, "memory", "write a size"},
 		"cpu":              {Options{Command: ok, CPU: 1}, "cpu", "at least 1s"},
 		"max_output":       {Options{Command: ok, MaxOutput: -1}, "max_output", "write a size"},
+		"max_file":         {Options{Command: ok, MaxFile: -1}, "max_file", "write a size"},
 		"concurrency":      {Options{Command: ok, Concurrency: 1001}, "concurrency", "1 to 1000"},
 		"lines":            {Options{Command: ok, Lines: "keep"}, "lines", "repair or refuse"},
 	} {

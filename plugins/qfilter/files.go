@@ -75,17 +75,42 @@ func (t *tempFile) rewind() error {
 	return err
 }
 
-// size is how long the file is. One that has reached the limit of what its
-// writer may write is cut off, even if he does not mind.
+// size is how long the file is; one that is longer than limit is an error.
 func (t *tempFile) size(limit int64) (int64, error) {
 	info, err := t.Stat()
 	switch {
 	case err != nil:
 		return 0, err
-	case info.Size() >= limit:
-		return 0, fmt.Errorf("it wrote more than %d bytes to a file (max_output)", limit)
+	case info.Size() > limit:
+		return 0, fmt.Errorf("it wrote more than %d bytes to one of its files (max_output)", limit)
 	}
 	return info.Size(), nil
+}
+
+// minFree is how much must be free on a file system, in bytes, for what was
+// written there to be whole.
+const minFree = 1 << 20
+
+// whole is an error where the file may have been cut off because its file system
+// is full. Few programs look whether their last words have been written.
+func (t *tempFile) whole(free func(*os.File) (int64, error)) error {
+	left, err := free(t.File)
+	if err != nil || left >= minFree {
+		return err
+	}
+	return fmt.Errorf("what it wrote may be cut off: there are %d bytes left on the file system of the spool: %w", left, unix.ENOSPC)
+}
+
+// freeSpace is what is free for a file that is on a disk, in bytes.
+func freeSpace(f *os.File) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
+		return 0, os.NewSyscallError("fstatfs", err)
+	}
+	if st.Type == unix.TMPFS_MAGIC && st.Blocks == 0 { // in memory, and as large as that
+		return minFree, nil
+	}
+	return int64(st.Bavail) * st.Bsize, nil
 }
 
 // content is the first size bytes, all of them.

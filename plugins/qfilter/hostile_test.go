@@ -77,13 +77,14 @@ func TestHostile(t *testing.T) {
 		{name: "stops", things: []string{"copy", "stop"}, within: short, err: "no answer within"},
 		{name: "spins", things: []string{"spin"}, within: short, err: "no answer within"},
 		{name: "spins for long", things: []string{"spin"}, o: Options{CPU: time.Second}, err: "it died: signal: CPU time limit exceeded"},
-		{name: "floods the message", things: []string{"flood=1"}, err: "it wrote more than 16777333 bytes to a file (max_output)"},
+		{name: "floods the message", things: []string{"flood=1"}, err: "it wrote more than 16777333 bytes to one of its files (max_output)"},
 		{name: "floods the envelope", things: []string{"flood=4"}, err: "max_output"},
 		{name: "floods the queue", things: []string{"flood=5"}, err: "max_output"},
-		{name: "floods, and does not hear", things: []string{"deaflood=1"}, o: Options{MaxOutput: 1 << 20}, err: "it wrote more than 1048693 bytes to a file (max_output)"},
+		{name: "floods, and does not hear", things: []string{"deaflood=1"}, o: Options{MaxOutput: 1 << 20}, err: "it wrote more than 1048693 bytes to one of its files (max_output)"},
 		{name: "floods an envelope, and does not hear", things: []string{"deaflood=4"}, o: Options{MaxOutput: 1 << 20}, err: "max_output"},
-		{name: "floods a queue, and does not hear", things: []string{"deaflood=5"}, o: Options{MaxOutput: 1 << 20}, err: "by more than 4095 bytes"},
-		{name: "grows its file", things: []string{"grow=1"}, err: "max_output"},
+		{name: "floods a queue, and does not hear", things: []string{"deaflood=5"}, o: Options{MaxOutput: 1 << 20}, err: "max_output"},
+		{name: "grows its file", things: []string{"grow=1"}, err: "it made a file larger than 4294967296 bytes (max_file)"},
+		{name: "floods, and waits", things: []string{"flood=1", "hang"}, err: "max_output"},
 		{name: "cuts its message", things: []string{"cut=0"}, err: "exit 107"},
 		{name: "floods the log", things: []string{"flood=2"}},
 		{name: "floods the text", things: []string{"flood=6"}},
@@ -215,6 +216,50 @@ func TestNoPrograms(t *testing.T) {
 	}
 	if _, err := (instance{f}).Message(context.Background(), transaction(), message.FromString(plain)); err == nil || !strings.Contains(err.Error(), "nothing here that starts programs") {
 		t.Errorf("%v", err)
+	}
+}
+
+// A log of years is no reason to fail, only one that is too large even for it.
+func TestOwnLog(t *testing.T) {
+	log := filepath.Join(t.TempDir(), "log")
+	r := newRig(t, Options{Command: []string{script(t, "echo x >>"+log)}})
+	for _, c := range []struct {
+		size int64
+		ok   bool
+	}{{3 << 30, true}, {5 << 30, false}} {
+		if err := os.WriteFile(log, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(log, c.size); err != nil {
+			t.Fatal(err)
+		}
+		if c.ok {
+			r.want(plain, plain)
+		} else {
+			r.fails(plain, "larger than 4294967296 bytes (max_file)")
+		}
+	}
+}
+
+// What a program has written to a disk that is full by then may be cut off.
+func TestFullDisk(t *testing.T) {
+	f, err := New(environment(t), Options{Command: []string{sample(t, "add-header"), "X: y"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, size := range []int{10, message.InMemory} {
+		m := message.FromString(plain + strings.Repeat("x\n", size))
+		for _, free := range []int64{minFree - 1, minFree} {
+			f.free = func(*os.File) (int64, error) { return free, nil }
+			v, err := (instance{f}).Message(context.Background(), transaction(), m)
+			if full := free < minFree; full != (err != nil && strings.Contains(err.Error(), "may be cut off")) || !full && len(v.Edits) != 1 {
+				t.Errorf("%d bytes, %d free: %+v %v", size, free, v, err)
+			}
+		}
+		f.free = freeSpace
+		if v, err := (instance{f}).Message(context.Background(), transaction(), m); err != nil || len(v.Edits) != 1 {
+			t.Errorf("%d bytes: %+v %v", size, v, err)
+		}
 	}
 }
 

@@ -84,6 +84,9 @@ func (f *Filter) configure() (wrong []error) {
 	if o.MaxOutput < 0 {
 		bad("max_output", "%d: write a size", o.MaxOutput)
 	}
+	if o.MaxFile < 0 {
+		bad("max_file", "%d: write a size", o.MaxFile)
+	}
 	if o.Concurrency < 0 || o.Concurrency > maxConcurrency {
 		bad("concurrency", "%d: write 1 to %d", o.Concurrency, maxConcurrency)
 	}

@@ -25,7 +25,7 @@
 // descriptor. It has the environment of the caller of a shim, if he is trusted,
 // or what our SMTP server knows of the client: TCPREMOTEIP, TCPREMOTEPORT,
 // TCPREMOTEHOST, SMTPHELOHOST, SMTPAUTHUSER, and RELAYCLIENT for who may relay;
-// what the table env says; and
+// PATH as here, /usr/local/bin:/usr/bin:/bin; what the table env says; and
 //
 //	QMAILUSER, QMAILHOST   the sender's parts, split at the last @
 //	QMAILRCPTS             the recipients, each with a line end
@@ -42,7 +42,7 @@
 // # Exit codes
 //
 //	0          the next program
-//	31, 12-40  the message is refused
+//	11 to 40   the message is refused, and by 115; 31 is the usual one
 //	71         it is put off
 //	82, 88     with a text on descriptor 6: refused (D) or put off (Z)
 //	99         it is taken and dropped, without a word
@@ -87,10 +87,12 @@
 //
 // # Limits
 //
-// A program may use memory bytes of memory and cpu of processor time, and write
-// max_output bytes to a file beyond the size of the message; who writes more has
-// failed. At most concurrency messages are with programs at a time, others wait.
-// user is the user that the programs run as.
+// A program may use memory bytes of memory and cpu of processor time. What it writes
+// to descriptor 1, 4 or 5 may be max_output bytes longer than the message, and no
+// file that it writes to, be it a log of its own, may become larger than max_file;
+// who writes more is killed, and has failed. So has who writes to a disk that is full
+// then. At most concurrency messages are with programs at a time, others wait. user
+// is the user that the programs run as.
 package qfilter
 
 import (
@@ -98,6 +100,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"time"
 
 	"github.com/postern-mta/postern/pipeline"
@@ -113,14 +116,15 @@ type Options struct {
 	Command  []string   `toml:"command" doc:"the programs with their arguments, as on qmail-qfilter's command line: -- stands between two programs"`
 	Programs [][]string `toml:"programs" doc:"the same as a list of lists, a program and its arguments each; one of the two is written"`
 	// Exits and Queues hold words that decide, see the package.
-	Exits       map[string]string `toml:"exits" doc:"what exit codes mean: continue, accept, reject, defer, discard, quarantine, error, or a reply like 554 5.7.1 no programs by mail" unset:"31 and 12 to 40 reject, 71 defer, 82 and 88 what descriptor 6 says, 99 discard, others error"`
+	Exits       map[string]string `toml:"exits" doc:"what exit codes mean: continue, accept, reject, defer, discard, quarantine, error, or a reply like 554 5.7.1 no programs by mail" unset:"11 to 40 and 115 reject, 71 defer, 82 and 88 what descriptor 6 says, 99 discard, others error"`
 	Queues      map[string]string `toml:"queues" doc:"what it means that a program names another qmail-queue on descriptor 5: its path, and a word as for exits" unset:"error"`
 	Env         map[string]string `toml:"env" doc:"further variables of the programs' environment"`
 	Dir         string            `toml:"dir" doc:"the folder that the programs start in" path:"file" unset:"/"`
 	User        string            `toml:"user" runs:"user" doc:"the user that the programs run as, a name or a number; a new one needs a restart of the daemon" unset:"the daemon's own"`
 	Memory      int64             `toml:"memory" doc:"how much memory each program may have" unit:"bytes" min:"0" unset:"2 GB"`
 	CPU         time.Duration     `toml:"cpu" doc:"how much processor time each program may use" unset:"the filter's timeout"`
-	MaxOutput   int64             `toml:"max_output" doc:"how much each program may write to a file beyond the size of the message" unit:"bytes" min:"1"`
+	MaxOutput   int64             `toml:"max_output" doc:"how much longer than the message may be what each program writes to each of its descriptors" unit:"bytes" min:"1"`
+	MaxFile     int64             `toml:"max_file" doc:"how large a file may become that a program writes to, its own logs among them" unit:"bytes" min:"1"`
 	Concurrency int               `toml:"concurrency" doc:"how many messages are with programs at a time; others wait" min:"1"`
 	// Lines is repair if it is "".
 	Lines string `toml:"lines" doc:"what is done with CR and NUL that a program writes: they are repaired, or the program has failed" oneof:"repair|refuse"`
@@ -128,13 +132,14 @@ type Options struct {
 
 const (
 	defaultMaxOutput   = 16 << 20
+	defaultMaxFile     = 4 << 30
 	defaultConcurrency = 20
 )
 
 // Kind is the filter's entry in the list of filters.
 func Kind() pipeline.Kind {
 	return pipeline.Kind{Name: Name, New: func(env pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) {
-		o := Options{MaxOutput: defaultMaxOutput, Concurrency: defaultConcurrency, Lines: message.Repair.String()}
+		o := Options{MaxOutput: defaultMaxOutput, MaxFile: defaultMaxFile, Concurrency: defaultConcurrency, Lines: message.Repair.String()}
 		if err := decode(&o); err != nil {
 			return nil, err
 		}
@@ -156,18 +161,22 @@ type Filter struct {
 	queues   map[string]decision
 	lines    message.Lines
 	places   chan struct{}
+	free     func(*os.File) (int64, error)
 }
 
 // New makes a qfilter filter. It uses the environment's Log, Spool and Programs.
 // The errors say by a method Key which key they are about. A program that is
 // missing is told to the log, and is an error when it is needed.
 func New(env pipeline.Env, o Options) (*Filter, error) {
-	f := &Filter{env: env, log: env.Log, o: o}
+	f := &Filter{env: env, log: env.Log, o: o, free: freeSpace}
 	if f.log == nil {
 		f.log = slog.New(slog.DiscardHandler)
 	}
 	if f.o.MaxOutput == 0 {
 		f.o.MaxOutput = defaultMaxOutput
+	}
+	if f.o.MaxFile == 0 {
+		f.o.MaxFile = defaultMaxFile
 	}
 	if f.o.Concurrency == 0 {
 		f.o.Concurrency = defaultConcurrency

@@ -160,13 +160,13 @@ func (r *run) one(ctx context.Context, c command) (decision, error) {
 	limit := f.o.MaxOutput + r.size()
 	p, err := f.env.Programs.Start(program.Spec{
 		Path: path, Args: c.args, Env: vars, Dir: f.o.Dir, Files: files.byNumber(r), User: f.o.User,
-		Limits: program.Limits{Memory: f.o.Memory, FileSize: limit, CPU: f.seconds(ctx)},
+		Limits: program.Limits{Memory: f.o.Memory, FileSize: max(f.o.MaxFile, limit), CPU: f.seconds(ctx)},
 	})
 	files.started()
 	if err != nil {
 		return decision{}, fmt.Errorf("it cannot be run: %w", err)
 	}
-	end, err := p.Wait(ctx)
+	end, err := files.watch(ctx, p, r.queue, limit)
 	text := files.text.read(reply.MaxText)
 	if said := files.said.read(maxSaid); said != "" {
 		f.log.Info("a program of qfilter says", "program", c.name(), "id", r.tx.ID, "text", said)
@@ -177,7 +177,7 @@ func (r *run) one(ctx context.Context, c command) (decision, error) {
 	case err != nil:
 		return decision{}, err
 	case end.Signal == unix.SIGXFSZ:
-		return decision{}, fmt.Errorf("it wrote more than %d bytes to a file (max_output)", limit)
+		return decision{}, fmt.Errorf("it made a file larger than %d bytes (max_file)", max(f.o.MaxFile, limit))
 	case end.Exit < 0:
 		return decision{}, fmt.Errorf("it died: signal: %s", end.Signal)
 	}
@@ -201,6 +201,9 @@ func (r *run) ended(c command, code int, text string, files *files, limit int64)
 	if err := r.takeMessage(c, files, limit); err != nil {
 		return d, err
 	}
+	if _, err := r.queue.size(limit); err != nil {
+		return d, err
+	}
 	return d, r.takeEnvelope(c, files, limit)
 }
 
@@ -208,6 +211,9 @@ func (r *run) ended(c command, code int, text string, files *files, limit int64)
 func (r *run) takeMessage(c command, files *files, limit int64) error {
 	size, err := files.message.size(limit)
 	if size == 0 || err != nil {
+		return err
+	}
+	if err := files.message.whole(r.filter.free); err != nil {
 		return err
 	}
 	r.input.close()
@@ -309,6 +315,34 @@ func (f *files) open(r *run) (err error) {
 		return err
 	}
 	return r.queue.rewind()
+}
+
+// watchEvery is how often the files of a program that runs are looked at.
+const watchEvery = 10 * time.Millisecond
+
+// watch waits for a program's end, and kills one that writes more than limit bytes
+// to one of its files. A limit of the kernel's would be one on its own files, too:
+// on logs that have grown for years.
+func (f *files) watch(ctx context.Context, p *program.Process, queue *tempFile, limit int64) (program.Ending, error) {
+	t := time.NewTicker(watchEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-p.Done():
+			return p.Wait(ctx)
+		case <-ctx.Done():
+			return p.Wait(ctx)
+		case <-t.C:
+		}
+		for _, file := range []*tempFile{f.message, f.envelope, queue} {
+			if _, err := file.size(limit); err != nil {
+				dead, cancel := context.WithCancel(ctx)
+				cancel()
+				end, _ := p.Wait(dead) // it is killed, and that is no news
+				return end, err
+			}
+		}
+	}
 }
 
 func (f *files) byNumber(r *run) map[int]*os.File {
