@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"syscall"
 
@@ -30,6 +31,7 @@ const chunk = 256 << 10
 type shelf struct {
 	place *place
 	seq   *atomic.Uint64
+	shown *shown
 	// copies is set once a link could not be made, as to another file system.
 	copies atomic.Bool
 }
@@ -62,19 +64,14 @@ func (s *shelf) link(name string, spool message.Spooler, path string) (undo func
 		return nil, false
 	}
 	fd := int(f.Fd())
-	var was unix.Stat_t
-	hide := func() {}
-	if err = unix.Fstat(fd, &was); err == nil && was.Mode&0o004 == 0 {
-		if err = unix.Fchmod(fd, was.Mode&0o777|0o044); err == nil {
-			hide = func() { unix.Fchmod(fd, was.Mode&0o777) } //nolint:errcheck // its directory is closed to others
-		}
-	}
+	hide, err := s.shown.show(fd)
 	if err == nil {
-		err = unix.Linkat(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(fd), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
+		if err = unix.Linkat(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(fd), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW); err != nil {
+			hide()
+		}
 	}
 	if err != nil {
 		s.copies.Store(true)
-		hide()
 		f.Close()
 		return nil, false
 	}
@@ -83,6 +80,46 @@ func (s *shelf) link(name string, spool message.Spooler, path string) (undo func
 		hide()
 		f.Close()
 	}, true
+}
+
+// shown are the files that others may read for a time. The zero value works; it
+// is safe for concurrent use.
+type shown struct {
+	mu    sync.Mutex
+	files map[inode]int // how often each is lent
+}
+
+type inode struct{ device, number uint64 }
+
+// show has others read a file, until hide is called as often as show.
+func (s *shown) show(fd int) (hide func(), err error) {
+	var was unix.Stat_t
+	if err := unix.Fstat(fd, &was); err != nil {
+		return nil, err
+	}
+	of := inode{uint64(was.Dev), was.Ino}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.files[of] == 0 {
+		if was.Mode&0o004 != 0 {
+			return func() {}, nil // they may as it is
+		}
+		if err := unix.Fchmod(fd, was.Mode&0o777|0o044); err != nil {
+			return nil, err
+		}
+	}
+	if s.files == nil {
+		s.files = map[inode]int{}
+	}
+	s.files[of]++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.files[of]--; s.files[of] == 0 {
+			delete(s.files, of)
+			unix.Fchmod(fd, was.Mode&0o777&^0o044) //nolint:errcheck // its directory is closed to others
+		}
+	}, nil
 }
 
 // copyBody writes a body into a new file.

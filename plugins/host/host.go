@@ -44,6 +44,7 @@ type Host struct {
 	handles atomic.Uint64
 	bodies  atomic.Uint64
 	sockets atomic.Uint64
+	shown   shown
 
 	mu sync.Mutex
 	// current are the versions of the configuration in force, coming those that a
