@@ -42,10 +42,16 @@ func (im *importer) signatures(f *file) error {
 	}
 	f.remark("the file stays in use: execban reads it with the configuration. qmail looks at the first line behind the blank one of each part that it sees; execban does so for every part that a mail program may see.")
 	b := im.add(f, "signatures", "execban")
+	im.notLocal(b)
 	b.line("signatures = %s", quote(f.path))
 	b.line(`refuse = ["signatures"]`)
 	im.nothingElse(b)
 	return nil
+}
+
+// notLocal has a filter do what only qmail-smtpd did.
+func (im *importer) notLocal(b *page) {
+	b.line("when = %s # only qmail-smtpd looked at it, and not at what local programs send", quote(`standing != "local"`))
 }
 
 // nothingElse has an execban refuse only what it is told.

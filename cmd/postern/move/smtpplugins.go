@@ -57,6 +57,7 @@ func (im *importer) smtpplugins(f *file) error {
 		f.remark("only sagredo's qmail has a section [pass], and it runs programs only where ENABLE_SPP is set; here they run for everybody. With variant = \"sagredo\" it is as there.")
 	}
 	b := im.add(f, "spp", "spp")
+	im.notLocal(b)
 	for _, name := range sections {
 		if len(programs[name]) > 0 {
 			b.lines(name, f, programs[name])

@@ -126,6 +126,7 @@ func (s *scanner) refusals(spam, hits, pass option) error {
 	for len(all) > 0 {
 		n := min(len(all), maxRules)
 		b := s.im.add(s.f, "spam-refused", "rule")
+		b.text("", "The score is SpamAssassin's as long as no filter before it gives one: put those that do, as dnsbl, behind this one.")
 		b.line(`when = '"SPAMASSASSIN" in symbols' # what was scored`)
 		for _, r := range all[:n] {
 			b.line("\n[[filter.%s.rule]]", s.f.made[len(s.f.made)-1])
