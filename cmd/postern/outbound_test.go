@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/pem"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -149,5 +150,84 @@ func TestOutbound(t *testing.T) {
 	}
 	if b, err := os.ReadFile(filepath.Join(g.dir, "log")); err != nil || strings.Contains(string(b), "secret") {
 		t.Error("the log tells a password", err)
+	}
+}
+
+// TestOutboundToOurselves is Postern as the smarthost of another: one sends by
+// STARTTLS and by smtps, logged in, with the certificate verified, and 8 bits and
+// what SMTPUTF8 is for arrive as they were sent.
+func TestOutboundToOurselves(t *testing.T) {
+	t.Parallel()
+	host := newGateway(t)
+	ca := newAuthority(t, host)
+	ca.issue(t, host, "own", "smart.example.org")
+	users := filepath.Join(host.dir, "users")
+	add := exec.Command("postern", "password", "--file", users, "--user", "ann@example.org")
+	add.Stdin = strings.NewReader("her secret\n")
+	if out, err := add.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	host.start(t, `
+[listen.submission]
+address = "$AT_STARTTLS"
+service = "submission"
+auth = ["file"]
+next = "queue"
+[listen.smtps]
+address = "$AT_SMTPS"
+service = "submission"
+tls = "implicit"
+auth = ["file"]
+next = "queue"
+[certificate.own]
+cert = "$RUN/own.crt"
+key = "$RUN/own.key"
+[auth.file]
+file = "$RUN/users"
+[chain]
+inbound = []
+[mailbox]
+"bob@example.org" = "$RUN/mail/bob"
+"j\u00f6rg@example.org" = "$RUN/mail/joerg"
+`)
+	g := newGateway(t)
+	g.env["STARTTLS"], g.env["SMTPS"], g.env["CA"], g.env["SECRET"] = host.at("starttls"), host.at("smtps"), ca.file, g.write(t, "secret", "her secret\n")
+	g.start(t, `
+[listen.mx]
+address = "$AT_MX"
+next = "queue"
+relay = 'cidr(ip, "127.0.0.0/8")'
+[chain]
+inbound = []
+[tls.default]
+level = "verified"
+names = ["smart.example.org"]
+ca = "$CA"
+[route]
+"" = {to = "$STARTTLS", user = "ann@example.org", password_file = "$SECRET"}
+".smtps.example" = {to = "$SMTPS", smtps = true, user = "ann@example.org", password_file = "$SECRET"}
+`)
+	const text = "From: ann@example.org\nTo: bob@example.org\nDate: Mon, 2 Nov 2026 10:00:00 +0000\nMessage-ID: <1@example.org>\nSubject: gr\u00fc\u00dfe\n\nGr\u00fc\u00dfe \xe4 .\n.\n"
+	for i, to := range []string{"bob@example.org", "j\u00f6rg@example.org"} {
+		session := g.hello(t, "mx", "")
+		session.want("MAIL FROM:<ann@example.org> BODY=8BITMIME SMTPUTF8", "250 ")
+		session.want("RCPT TO:<"+to+">", "250 ")
+		session.data(text, "250 ")
+		line := g.logged(t, i+1, "msg", "delivery")[i]
+		if tls, _ := line["tls"].(string); line["status"] != "delivered" || !strings.HasSuffix(tls, " verified") {
+			t.Errorf("%s: %v", to, line)
+		}
+		box := [...]string{"bob", "joerg"}[i]
+		if got := host.arrived(t, box, 1)[0]; !strings.HasSuffix(got, text) {
+			t.Errorf("%s: sent %q, arrived %q", to, text, got)
+		}
+	}
+	// Nobody of that domain is there, which the smarthost has to find out.
+	session := g.hello(t, "mx", "")
+	session.want("MAIL FROM:<ann@example.org>", "250 ")
+	session.want("RCPT TO:<x@far.smtps.example>", "250 ")
+	session.data("Subject: x\n\nx\n", "250 ")
+	if line := g.logged(t, 1, "msg", "delivery", "to", "x@far.smtps.example")[0]; line["status"] != "delivered" || !strings.HasSuffix(line["tls"].(string), " verified") {
+		t.Errorf("%v", line)
 	}
 }
