@@ -291,6 +291,32 @@ func TestFailureLeavesTheMessage(t *testing.T) {
 	}
 }
 
+// Who may not change a thing has failed when he does.
+func TestMayChange(t *testing.T) {
+	both, only := []string{"message", "envelope"}, func(what ...string) []string { return append([]string{}, what...) }
+	for _, c := range []struct {
+		may           []string
+		writes, fails string
+	}{
+		{nil, "echo X: y; cat; printf 'Fx@y\\0Tr@example.org\\0\\0' >&4", ""},
+		{both, "echo X: y; cat; printf 'Fx@y\\0Tr@example.org\\0\\0' >&4", ""},
+		{only(), ":", ""},
+		{only(), "echo debug", "it wrote a message of 6 bytes, and may not change it"},
+		{only(), "printf 'Fx@y\\0\\0' >&4", "it wrote an envelope of 6 bytes, and may not change it"},
+		{only("message"), "echo X: y; cat", ""},
+		{only("message"), "echo X: y; cat; echo >&4", "it wrote an envelope of 1 bytes"},
+		{only("envelope"), "printf 'Fx@y\\0Tr@example.org\\0\\0' >&4", ""},
+		{only("envelope"), "cat", "it wrote a message of"},
+	} {
+		r := newRig(t, Options{MayChange: c.may, Command: []string{script(t, c.writes)}})
+		if c.fails != "" {
+			r.fails(plain, c.fails)
+		} else if got := r.run(plain); got.err != "" || !strings.HasSuffix(got.text, plain) {
+			t.Errorf("%v: %+v", c, got)
+		}
+	}
+}
+
 func TestConfiguration(t *testing.T) {
 	ok := []string{"/bin/true"}
 	for name, c := range map[string]struct {
@@ -315,6 +341,7 @@ func TestConfiguration(t *testing.T) {
 		"cpu":              {Options{Command: ok, CPU: 1}, "cpu", "at least 1s"},
 		"max_output":       {Options{Command: ok, MaxOutput: -1}, "max_output", "write a size"},
 		"max_file":         {Options{Command: ok, MaxFile: -1}, "max_file", "write a size"},
+		"may_change":       {Options{Command: ok, MayChange: []string{"message", "all"}}, "may_change[1]", "write message or envelope"},
 		"concurrency":      {Options{Command: ok, Concurrency: 1001}, "concurrency", "1 to 1000"},
 		"lines":            {Options{Command: ok, Lines: "keep"}, "lines", "repair or refuse"},
 	} {

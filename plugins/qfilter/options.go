@@ -36,6 +36,12 @@ func (e keyError) Key() string { return e.key }
 // Unwrap is the error itself.
 func (e keyError) Unwrap() error { return e.error }
 
+// What programs may change.
+const (
+	theMessage  = "message"
+	theEnvelope = "envelope"
+)
+
 // configure makes of the options what is asked for every message, and says what
 // is wrong with them.
 func (f *Filter) configure() (wrong []error) {
@@ -46,6 +52,15 @@ func (f *Filter) configure() (wrong []error) {
 	var err error
 	if f.commands, err = o.commands(); err != nil {
 		wrong = append(wrong, err)
+	}
+	if o.MayChange == nil {
+		o.MayChange = []string{theMessage, theEnvelope}
+	}
+	f.may = map[string]bool{}
+	for i, what := range o.MayChange {
+		if f.may[what] = true; what != theMessage && what != theEnvelope {
+			bad(fmt.Sprintf("may_change[%d]", i), "%q: write message or envelope", reply.Clean(what, 80))
+		}
 	}
 	f.exits, f.queues = map[int]decision{}, map[string]decision{}
 	for key, word := range o.Exits {

@@ -70,6 +70,10 @@
 // message as the others do; where all are new, they take the place of the old.
 // An envelope that ends early or breaks the format is a failure.
 //
+// may_change says what they may write at all: may_change = [] is for programs that
+// only look, one of which would otherwise put a stray line of its own in the place
+// of every message.
+//
 // Programs see the envelope as it came, with the recipients that the message
 // still goes to, and not what other filters have made of it: programs that build
 // on one another belong into one command.
@@ -115,6 +119,8 @@ const Name = "qfilter"
 type Options struct {
 	Command  []string   `toml:"command" doc:"the programs with their arguments, as on qmail-qfilter's command line: -- stands between two programs"`
 	Programs [][]string `toml:"programs" doc:"the same as a list of lists, a program and its arguments each; one of the two is written"`
+	// MayChange is both if it is nil.
+	MayChange []string `toml:"may_change" doc:"what the programs may change, message and envelope; one that writes what it may not has failed" unset:"both"`
 	// Exits and Queues hold words that decide, see the package.
 	Exits       map[string]string `toml:"exits" doc:"what exit codes mean: continue, accept, reject, defer, discard, quarantine, error, or a reply like 554 5.7.1 no programs by mail" unset:"11 to 40 and 115 reject, 71 defer, 82 and 88 what descriptor 6 says, 99 discard, others error"`
 	Queues      map[string]string `toml:"queues" doc:"what it means that a program names another qmail-queue on descriptor 5: its path, and a word as for exits" unset:"error"`
@@ -160,6 +166,7 @@ type Filter struct {
 	exits    map[int]decision
 	queues   map[string]decision
 	lines    message.Lines
+	may      map[string]bool // be changed
 	places   chan struct{}
 	free     func(*os.File) (int64, error)
 }

@@ -213,6 +213,9 @@ func (r *run) takeMessage(c command, files *files, limit int64) error {
 	if size == 0 || err != nil {
 		return err
 	}
+	if !r.filter.may[theMessage] {
+		return fmt.Errorf("it wrote a message of %d bytes, and may not change it (may_change)", size)
+	}
 	if err := files.message.whole(r.filter.free); err != nil {
 		return err
 	}
@@ -228,6 +231,9 @@ func (r *run) takeEnvelope(c command, files *files, limit int64) error {
 	size, err := files.envelope.size(limit)
 	if size == 0 || err != nil {
 		return err
+	}
+	if !r.filter.may[theEnvelope] {
+		return fmt.Errorf("it wrote an envelope of %d bytes, and may not change it (may_change)", size)
 	}
 	raw, err := files.envelope.content(size)
 	if err != nil {
