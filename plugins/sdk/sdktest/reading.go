@@ -205,7 +205,7 @@ func editHead(head string, e *wire.Edit) (edited string, ok bool) {
 			}
 			return head + field, true
 		}
-		return field + head, true
+		return onTop(fields, field), true
 	case *wire.Edit_Change:
 		field := e.Change.GetName() + ": " + string(e.Change.GetValue()) + "\n"
 		return replace(fields, e.Change.GetName(), int(e.Change.GetNth()), field), true
@@ -244,15 +244,22 @@ func replace(fields []string, name string, nth int, field string) string {
 		out.WriteString(f)
 	}
 	if !placed {
-		return field + out.String()
+		return onTop(fieldsOf(out.String()), field)
 	}
 	return out.String()
 }
 
-func named(field, name string) bool {
-	before, _, found := strings.Cut(field, ":")
-	return found && strings.EqualFold(strings.TrimRight(before, " \t"), name)
+// onTop adds a field above all others, but below a line that is none, as mbox files
+// have it.
+func onTop(fields []string, field string) string {
+	i := 0
+	for i < len(fields) && nameOf(fields[i]) == "" {
+		i++
+	}
+	return strings.Join(slices.Insert(fields, i, field), "")
 }
+
+func named(field, name string) bool { return strings.EqualFold(nameOf(field), name) }
 
 // fieldsOf splits a head, with continued lines.
 func fieldsOf(head string) (fields []string) {

@@ -281,16 +281,32 @@ func (b *bench) request(t testing.TB, c Case) (*wire.JudgeRequest, saved) {
 	return q, m
 }
 
-// split divides a message into its head and its body.
+// split divides a message into its head and its body, as Postern does: the head
+// ends at an empty line, or before a line that is no field.
 func split(text string) (head, body string) {
-	if body, ok := strings.CutPrefix(text, "\n"); ok {
-		return "", body
+	at := 0
+	for line := range strings.Lines(text) {
+		switch {
+		case line == "\n":
+			return text[:at], text[at+1:]
+		case line[0] == ' ', line[0] == '\t', nameOf(line) != "":
+		case at == 0 && (strings.HasPrefix(line, "From ") || strings.HasPrefix(line, ">From ")):
+		default:
+			return text[:at], text[at:]
+		}
+		at += len(line)
 	}
-	head, body, found := strings.Cut(text, "\n\n")
-	if found {
-		head += "\n"
+	return text, ""
+}
+
+// nameOf is the name of a field, "" for a line that is none.
+func nameOf(field string) string {
+	name, _, found := strings.Cut(field, ":")
+	name = strings.TrimRight(name, " \t")
+	if !found || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
+		return ""
 	}
-	return head, body
+	return name
 }
 
 func session(s sdk.Session) *wire.Session {
