@@ -308,8 +308,8 @@ func agrees(t fataler, s *simscan, made []byte, a asked, hits float64) {
 // made against a model of simscan.
 func TestSettingsAreSimscans(t *testing.T) {
 	dir := t.TempDir()
-	addresses := []string{"", "u@a.example", "U-v@A.example", "u-v-w@a.example", "u-x@a.example", "ux@a.example", "t@b.example", "u@b.example", "u@sub.a.example", "z@c.example", "u@b.example.c"}
-	keys := []string{"", "a.example", "b.example", "u@a.example", "u-v@a.example", "u-v-w@a.example", "u@b.example", "sub.a.example"}
+	addresses := []string{"", "u@a.example", "U-v@A.example", "u-v-w@a.example", "u-x@a.example", "u+v@a.example", "u+v-w@a.example", "ux@a.example", "t@b.example", "u@b.example", "u@sub.a.example", "z@c.example", "u@b.example.c"}
+	keys := []string{"", "a.example", "b.example", "u@a.example", "u-v@a.example", "u-v-w@a.example", "u+v@a.example", "u@b.example", "sub.a.example"}
 	values := map[string][]string{"clam": {"yes", "no"}, "spam": {"yes", "no"}, "spam_hits": {"5", "9.5", "12"}, "attach": {".exe", ".exe:.com", ".js"}}
 	rapid.Check(t, func(t *rapid.T) {
 		s := &simscan{entries: map[string]map[string]string{}}

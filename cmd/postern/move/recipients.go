@@ -167,7 +167,7 @@ func (q query) rules(prefix string, f *file) ([]string, error) {
 		return 0
 	})
 	units = slices.Compact(units)
-	if senders := q.everybody("sender"); !fits(senders, maxSenderRule) {
+	if len(units) > maxUnits || !fits(q.everybody(), maxSenderRule) {
 		q.noSender = true
 		f.remark("there are more settings than a rule can ask a sender for, so those of senders do not count here.")
 	}
@@ -178,6 +178,7 @@ func (q query) rules(prefix string, f *file) ([]string, error) {
 const (
 	maxRule       = 4000
 	maxSenderRule = 1000
+	maxUnits      = 200 // keys in a rule, so that no rule is made that is much too long
 )
 
 // fits reports whether a rule is one.
@@ -192,17 +193,19 @@ func fits(rule string, most int) bool {
 // split makes one rule for the recipients in a span, or two for its halves, and so
 // on.
 func (q query) split(prefix string, units []unit, s span) ([]string, error) {
-	condition := q.recipient(s)
-	switch {
-	case condition == never:
-		return nil, nil
-	case condition != always:
-		condition = "any(recipients, " + condition + ")"
-	case prefix != "":
-		condition = ""
-	}
-	if rule := prefix + condition; fits(strings.TrimSuffix(rule, " and "), maxRule) {
-		return []string{strings.TrimSuffix(rule, " and ")}, nil
+	if len(units) <= maxUnits {
+		condition := q.recipient(s)
+		switch {
+		case condition == never:
+			return nil, nil
+		case condition != always:
+			condition = "any(recipients, " + condition + ")"
+		case prefix != "":
+			condition = ""
+		}
+		if rule := strings.TrimSuffix(prefix+condition, " and "); fits(rule, maxRule) {
+			return []string{rule}, nil
+		}
 	}
 	if len(units) < 2 {
 		return nil, fmt.Errorf("the settings of %s make a rule that is too long", show(s.from.key()))
@@ -251,7 +254,7 @@ func (q query) sender(o option, want string) string {
 }
 
 // everybody is the longest condition about the sender that there may be.
-func (q query) everybody(string) string {
+func (q query) everybody() string {
 	condition := always
 	for _, name := range sorted(q.options) {
 		condition = and(condition, q.sender(q.options[name], q.want[name]))
@@ -268,7 +271,7 @@ func (o option) has(who string, s span, meant func(string) bool) string {
 			units = append(units, u)
 		}
 	}
-	slices.SortFunc(units, func(a, b unit) int { return strings.Compare(a.domain+"\x00"+a.local, b.domain+"\x00"+b.local) })
+	sortNested(units)
 	var whole []string // domains, all of whose addresses are meant
 	rest := never
 	for len(units) > 0 {
@@ -297,23 +300,30 @@ func (o option) has(who string, s span, meant func(string) bool) string {
 	return or(inDomains(who, whole), rest)
 }
 
-// differ is the condition that an address, of a domain of which the addresses
-// have settings of their own, differs from the domain: whether it is meant is
+// sortNested sorts units so that a domain stands in front of its addresses, and an
+// address in front of those that extend it.
+func sortNested(units []unit) {
+	keys := make(map[unit]string, len(units))
+	for _, u := range units {
+		keys[u] = u.domain + "\x00" + strings.ReplaceAll(u.local, "-", "\x00")
+	}
+	slices.SortFunc(units, func(a, b unit) int { return strings.Compare(keys[a], keys[b]) })
+}
+
+// differ is the condition that an address, of a domain of which these addresses,
+// sorted, have settings of their own, differs from the domain: whether it is meant is
 // not as cur says.
 func (o option) differ(who string, addresses []unit, cur bool, meant func(string) bool) string {
 	var leaves []string
 	rest := never
 	for len(addresses) > 0 {
 		a := addresses[0]
-		var inner, others []unit
-		for _, b := range addresses[1:] {
-			if strings.HasPrefix(b.local, a.local+"-") {
-				inner = append(inner, b)
-			} else {
-				others = append(others, b)
-			}
+		n := 1
+		for n < len(addresses) && strings.HasPrefix(addresses[n].local, a.local+"-") {
+			n++
 		}
-		addresses = others
+		inner := addresses[1:n]
+		addresses = addresses[n:]
 		is := meant(o.of[a.key()])
 		below := o.differ(who, inner, is, meant)
 		switch {
