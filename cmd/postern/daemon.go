@@ -302,7 +302,7 @@ func (d *daemon) closeAll() error {
 // door is what the admin socket opens on.
 func (d *daemon) door() admin.Daemon {
 	door := admin.Daemon{
-		Log: d.log, Status: d.status, Filters: d.filters, SetFilter: d.setFilter, Meter: d.meter, State: d.remembered, StateStats: d.memory.stats,
+		Log: d.log, Status: d.status, Filters: d.filters, SetFilter: d.setFilter, Meter: d.meter, State: d.remembered, StateStats: d.memory.stats, Plugins: d.plugins.Status,
 		Reload: func(context.Context) (api.Reload, error) { return d.reload("admin socket") },
 	}
 	if d.engine != nil {

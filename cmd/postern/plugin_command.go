@@ -17,6 +17,7 @@ import (
 	"github.com/postern-mta/postern/cmd/postern/config"
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/plugins/host"
+	"github.com/postern-mta/postern/plugins/sdk/skeleton"
 )
 
 func pluginCommand() *cobra.Command {
@@ -27,7 +28,7 @@ func pluginCommand() *cobra.Command {
 then. These commands start plugins for a moment, as the daemon would, beside those that
 it has; they change nothing.`,
 	}
-	c.AddCommand(pluginListCommand(), pluginCheckCommand(), pluginRunCommand())
+	c.AddCommand(pluginListCommand(), pluginCheckCommand(), pluginRunCommand(), pluginNewCommand())
 	return c
 }
 
@@ -197,6 +198,29 @@ its options, as KEY=VALUE. What the plugin writes goes to standard error.`,
 			return errors.New("--set is for a program that is named by its path; the options of a plugin of the configuration stand there")
 		}
 		return runExplain(c.Context(), f, args[1], c.InOrStdin(), c.OutOrStdout())
+	}
+	return c
+}
+
+func pluginNewCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "new NAME", Short: "Begin a plugin in Go: a module that compiles and passes its test",
+		Long: `Write the beginnings of a plugin in Go into the directory NAME: a program of a few lines,
+its test with a saved message, and a README that says how to build it, try it and put it
+into the configuration.`,
+		Args: cobra.ExactArgs(1),
+	}
+	dir := c.Flags().String("dir", "", "the directory, which is made and must be empty if it is there (default: ./NAME)")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		to := *dir
+		if to == "" {
+			to = args[0]
+		}
+		if err := skeleton.Write(to, args[0]); err != nil {
+			return err
+		}
+		fmt.Fprintf(c.OutOrStdout(), "%s is written to %s; begin with its README.md\n", clean(args[0]), clean(to))
+		return nil
 	}
 	return c
 }

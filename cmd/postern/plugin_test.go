@@ -58,7 +58,7 @@ func actor() {
 			case strings.Contains(string(body), "append here"):
 				return sdk.Continue().SetBody(append(body, fmt.Sprintf("appended by version %s\n", version)...)).Because("appended"), nil
 			}
-			return sdk.Continue().Replace("Subject", o.Tag+" "+m.Get("Subject")).Because(fmt.Sprintf("version %s, %d bytes", version, len(body))), nil
+			return sdk.Continue().Replace("Subject", o.Tag+" "+m.Get("Subject")).Because(fmt.Sprintf("version %s, %d bytes, uid %d", version, len(body), os.Getuid())), nil
 		},
 	})
 }

@@ -51,6 +51,7 @@ type Host struct {
 	// configuration has asked for that is being read, by name.
 	current, coming map[string]*version
 	running         map[*version]bool
+	tallies         map[string]*tally
 	closed          bool
 	// ending are the versions that nobody holds any more, and that end.
 	ending sync.WaitGroup
@@ -70,7 +71,7 @@ func New(o Options) (*Host, error) {
 	if err := sweep(o.Dir); err != nil {
 		return nil, err
 	}
-	h := &Host{o: o, current: map[string]*version{}, coming: map[string]*version{}, running: map[*version]bool{}}
+	h := &Host{o: o, current: map[string]*version{}, coming: map[string]*version{}, running: map[*version]bool{}, tallies: map[string]*tally{}}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	return h, nil
 }
@@ -189,6 +190,18 @@ func (h *Host) Close() error {
 	return nil
 }
 
+// tally counts what happens to a plugin, over all its versions.
+type tally struct{ restarts, failures, answers atomic.Uint64 }
+
+func (h *Host) tallyOf(name string) *tally {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.tallies[name] == nil {
+		h.tallies[name] = &tally{}
+	}
+	return h.tallies[name]
+}
+
 // Status is what there is to tell of a plugin.
 type Status struct {
 	// Name is that of the configuration, Plugin and Version what the plugin calls
@@ -196,7 +209,8 @@ type Status struct {
 	Name, Plugin, Version string
 	// PIDs are its processes.
 	PIDs []int
-	// Calls is how many it has now, Answered how many it has answered.
+	// Calls is how many it has now, Answered how many it, and those of its name
+	// before it, have answered.
 	Calls    int
 	Answered uint64
 	// Restarts counts the processes that ended and were started again, Failures

@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/postern-mta/postern/plugins/wire"
@@ -44,7 +43,7 @@ type version struct {
 	stopping    chan struct{}
 	supervisors sync.WaitGroup
 
-	restarts, failures, answers atomic.Uint64
+	*tally
 
 	mu      sync.Mutex
 	holds   int
@@ -63,7 +62,7 @@ func newVersion(ctx context.Context, h *Host, s Settings, fingerprint string) (*
 	}
 	v := &version{
 		host: h, settings: s, fingerprint: fingerprint, place: at, shelf: &shelf{place: at, seq: &h.bodies, shown: &h.shown},
-		log: h.o.Log.With("plugin", s.Name), pool: pool{limit: s.Concurrency}, stopping: make(chan struct{}), holds: 1,
+		tally: h.tallyOf(s.Name), log: h.o.Log.With("plugin", s.Name), pool: pool{limit: s.Concurrency}, stopping: make(chan struct{}), holds: 1,
 	}
 	p, err := v.launch(ctx)
 	if err != nil {

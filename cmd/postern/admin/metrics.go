@@ -16,6 +16,7 @@ import (
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/reply"
 	"github.com/postern-mta/postern/pipeline/state"
+	"github.com/postern-mta/postern/plugins/host"
 	"github.com/postern-mta/postern/queue"
 	"github.com/postern-mta/postern/queue/dsn"
 	"github.com/postern-mta/postern/queue/store/pebble"
@@ -51,6 +52,9 @@ type look struct {
 	queue  *queue.Stats  // nil: there is none, or it could not be read
 	store  *pebble.Stats // likewise
 	state  []state.Stats
+	// plugins are those of the configuration in force, the ones they replaced
+	// counted with them.
+	plugins []host.Status
 }
 
 // say tells a value with its labels.
@@ -73,6 +77,12 @@ var metrics = [...]struct {
 	{"postern_remote_calls_total", "entrance result", "calls of qmail-remote by their result: delivered, deferred, failed, handed_on to the next program, or none if the caller went away", ofMeter((*Meter).remotes)},
 	{"postern_filter_verdicts_total", "filter stage verdict mode", "verdicts, one a message, stage and kind; error is a filter that failed", ofMeter((*Meter).verdicts)},
 	{"postern_filter_seconds_total", "filter", "time that a filter took", ofMeter((*Meter).seconds)},
+
+	{"postern_plugin_processes", "plugin", "processes of a plugin that can be asked", ofPlugins(func(s *host.Status) float64 { return float64(len(s.PIDs)) })},
+	{"postern_plugin_calls", "plugin", "calls that a plugin has now", ofPlugins(func(s *host.Status) float64 { return float64(s.Calls) })},
+	{"postern_plugin_answers_total", "plugin", "calls that a plugin has answered", ofPlugins(func(s *host.Status) float64 { return float64(s.Answered) })},
+	{"postern_plugin_restarts_total", "plugin", "processes of a plugin that ended, or were ended, and in whose place another one came", ofPlugins(func(s *host.Status) float64 { return float64(s.Restarts) })},
+	{"postern_plugin_start_failures_total", "plugin", "starts of a plugin that failed", ofPlugins(func(s *host.Status) float64 { return float64(s.Failures) })},
 
 	{"postern_queue_messages", "", "messages in the queue", ofQueue(func(s *queue.Stats, say say) { say(float64(s.Messages)) })},
 	{"postern_queue_recipients", "channel state", "recipients that are not done with: queued, in_flight or held", ofQueue(recipientsIn)},
@@ -168,6 +178,28 @@ func ofStore(f func(*pebble.Stats) int64) func(*look, say) {
 	}
 }
 
+func ofPlugins(f func(*host.Status) float64) func(*look, say) {
+	return func(l *look, say say) {
+		for i := range l.plugins {
+			say(f(&l.plugins[i]), l.plugins[i].Name)
+		}
+	}
+}
+
+// byName joins the versions of a plugin that a reload has replaced with the one
+// in force. The counts are those of the name anyhow.
+func byName(all []host.Status) (joined []host.Status) {
+	for _, s := range all {
+		if n := len(joined) - 1; n >= 0 && joined[n].Name == s.Name {
+			joined[n].PIDs = append(joined[n].PIDs, s.PIDs...)
+			joined[n].Calls += s.Calls
+			continue
+		}
+		joined = append(joined, s)
+	}
+	return joined
+}
+
 func ofState(f func(*state.Stats) int64) func(*look, say) {
 	return func(l *look, say say) {
 		for i := range l.state {
@@ -218,6 +250,9 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	if c.d.Store != nil {
 		s := c.d.Store.Stats()
 		l.store = &s
+	}
+	if c.d.Plugins != nil {
+		l.plugins = byName(c.d.Plugins())
 	}
 	if c.d.StateStats != nil {
 		l.state = c.d.StateStats()

@@ -18,6 +18,7 @@ import (
 	"github.com/postern-mta/postern/pipeline/envelope"
 	"github.com/postern-mta/postern/pipeline/reply"
 	"github.com/postern-mta/postern/pipeline/state"
+	"github.com/postern-mta/postern/plugins/host"
 	"github.com/postern-mta/postern/queue"
 	"github.com/postern-mta/postern/queue/schedule"
 	"github.com/postern-mta/postern/queue/store"
@@ -52,6 +53,12 @@ func TestMetrics(t *testing.T) {
 	r := newRig(t, func(d *Daemon) {
 		d.StateStats = func() []state.Stats {
 			return []state.Stats{{Space: "greylist", Entries: 1, Bytes: 2, Expired: 3, Evicted: 4}, {Space: "rate\xfflimit"}}
+		}
+		d.Plugins = func() []host.Status { // the second has taken the first one's place
+			return []host.Status{
+				{Name: "tagger", PIDs: []int{7}, Calls: 2, Answered: 30, Restarts: 4, Failures: 5, Old: true},
+				{Name: "tagger", PIDs: []int{8, 9}, Calls: 1, Answered: 30, Restarts: 4, Failures: 5},
+			}
 		}
 	})
 	r.store.stats = pebble.Stats{
@@ -109,6 +116,8 @@ func TestMetrics(t *testing.T) {
 		t.Error("nothing about the process")
 	}
 	for want, value := range map[string]float64{
+		`postern_plugin_processes{plugin="tagger"}`: 3, `postern_plugin_calls{plugin="tagger"}`: 3, `postern_plugin_answers_total{plugin="tagger"}`: 30,
+		`postern_plugin_restarts_total{plugin="tagger"}`: 4, `postern_plugin_start_failures_total{plugin="tagger"}`: 5,
 		`postern_info{version="1.2"}`: 1, `postern_config_generation`: 3, `postern_entrance_sessions{entrance="mx"}`: 4,
 		`postern_messages_total{answer="refused",entrance="mx"}`: 1, `postern_messages_total{answer="accepted",entrance="mx"}`: 1,
 		`postern_messages_total{answer="none",entrance="mx"}`: 1, `postern_messages_total{answer="deferred",entrance="m?"}`: 1,

@@ -21,6 +21,7 @@ import (
 
 	"github.com/postern-mta/postern/cmd/postern/admin/api"
 	"github.com/postern-mta/postern/pipeline/state"
+	"github.com/postern-mta/postern/plugins/host"
 	"github.com/postern-mta/postern/queue"
 	"github.com/postern-mta/postern/queue/store"
 )
@@ -43,6 +44,8 @@ type Daemon struct {
 	// State is what a filter of that name remembers; nil if there is none. The
 	// function may be nil.
 	State func(filter string) Space
+	// Plugins tells of the plugins; nil: nothing is told.
+	Plugins func() []host.Status
 	// StateStats tells what the filters' state takes; nil: nothing is told.
 	StateStats func() []state.Stats
 	// Meter counts what the entrances take; nil: nothing is counted.
