@@ -36,7 +36,7 @@ func checkNew(t testing.TB, s Suite) {
 			t.Fatalf("New: %v", err)
 		}
 		if n.Load() > 0 {
-			t.Error("New uses State, Resolver or Spool: it must start nothing and change nothing")
+			t.Error("New uses State, Resolver, Spool or Programs: it must start nothing and change nothing")
 		}
 		if err := goleak.Find(before); err != nil {
 			t.Errorf("New starts goroutines: %v", err)

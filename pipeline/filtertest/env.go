@@ -134,6 +134,7 @@ func touch(e pipeline.Env, n *atomic.Int32) pipeline.Env {
 	e.State = touchedState{e.State, n}
 	e.Resolver = touchedResolver{e.Resolver, n}
 	e.Spool = touchedSpool{e.Spool, n}
+	e.Programs = touchedPrograms{e.Programs, n}
 	return e
 }
 
@@ -170,6 +171,16 @@ func (r touchedResolver) LookupHost(ctx context.Context, name string) ([]string,
 func (r touchedResolver) LookupAddr(ctx context.Context, address string) ([]string, error) {
 	r.n.Add(1)
 	return r.Resolver.LookupAddr(ctx, address)
+}
+
+type touchedPrograms struct {
+	pipeline.Programs
+	n *atomic.Int32
+}
+
+func (p touchedPrograms) Start(spec program.Spec) (*program.Process, error) {
+	p.n.Add(1)
+	return p.Programs.Start(spec)
 }
 
 type touchedSpool struct {

@@ -1,4 +1,4 @@
-//go:build !amd64 && !arm64
+//go:build riscv64 || loong64 || ppc64 || ppc64le
 
 package program
 
