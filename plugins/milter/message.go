@@ -1,6 +1,7 @@
 package milter
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -156,27 +157,75 @@ func tellBody(t *talk, _ *subject, m message.Message) (answer, string, error) {
 	if t.has(cmdBody.not) {
 		return goOn, cmdBody.name, nil
 	}
-	r := message.New(message.Head{}, m.Body()).CRLF()
-	buffer := chunks.Get().(*[]byte)
-	defer chunks.Put(buffer)
-	for last := false; !last; {
-		n := 0
-		for n < len(*buffer) && !last {
-			k, err := r.Read((*buffer)[n:])
-			if n += k; err != nil && err != io.EOF { // half a body must not pass for all of it
-				return answer{}, "", servers.Ours(fmt.Errorf("reading the message: %w", err))
-			}
-			last = err == io.EOF
+	r := pieces{body: m.Body()}
+	packet, raw := chunks.Get().(*[]byte), chunks.Get().(*[]byte)
+	defer chunks.Put(packet)
+	defer chunks.Put(raw)
+	for {
+		n, err := r.next((*packet)[packetHead:], *raw)
+		if err != nil {
+			return answer{}, "", servers.Ours(fmt.Errorf("reading the message: %w", err))
 		}
 		if n == 0 {
-			break
+			return goOn, cmdBody.name, nil
 		}
-		a, err := t.ask(&cmdBody, nil, (*buffer)[:n])
+		a, err := t.askPacket(&cmdBody, (*packet)[:packetHead+n])
 		if err != nil || a.code != gomilter.ActContinue {
 			return a, cmdBody.name, err
 		}
 	}
-	return goOn, cmdBody.name, nil
+}
+
+// pieces reads a body in the form in which it travels: every LF that no CR
+// precedes becomes CR LF.
+type pieces struct {
+	body *message.Body
+	at   int64
+	rest []byte // read, and not given out
+	cr   bool   // a CR was given out last
+}
+
+// next fills p, or gives what is left; 0 is the end. It reads into raw.
+func (r *pieces) next(p, raw []byte) (n int, err error) {
+	for n < len(p) {
+		if len(r.rest) == 0 {
+			if r.rest, err = r.read(raw); err != nil || len(r.rest) == 0 {
+				return n, err
+			}
+		}
+		if r.rest[0] == '\n' && !r.cr {
+			p[n], r.cr = '\r', true
+			n++
+			continue
+		}
+		end := bytes.IndexByte(r.rest[1:], '\n') + 1
+		if end == 0 {
+			end = len(r.rest)
+		}
+		k := copy(p[n:], r.rest[:end])
+		r.cr = r.rest[k-1] == '\r'
+		r.rest = r.rest[k:]
+		n += k
+	}
+	return n, nil
+}
+
+// read reads on. Half a body must not pass for all of it.
+func (r *pieces) read(raw []byte) ([]byte, error) {
+	left := r.body.Size() - r.at
+	if content, ok := r.body.Memory(); ok {
+		r.at += left
+		return content[len(content)-int(left):], nil
+	}
+	raw = raw[:min(int64(len(raw)), left)]
+	n, err := r.body.ReadAt(raw, r.at)
+	r.at += int64(n)
+	if n == len(raw) {
+		err = nil // a reader may tell io.EOF with its last bytes
+	} else if err == nil {
+		err = io.ErrUnexpectedEOF
+	}
+	return raw[:n], err
 }
 
 // verdict is what the milter's result makes of the message. It takes over the

@@ -308,13 +308,16 @@ func (i *instance) envelope(t *talk, m *subject) error {
 	}
 	for i.mail.over == nil && t.told < len(i.mail.rcpts) {
 		r := i.mail.rcpts[t.told]
+		if r.refused != nil { // by one whose place this one takes
+			t.told++
+			continue
+		}
 		m.rcpt = r.Address
 		a, err := t.ask(&cmdRcpt, m.macros(t, gomilter.StageRcptTo), path(r.Address), rcptParameters(r.DSN))
 		if err != nil {
 			return err
 		}
 		t.told++
-		r.refused = nil
 		switch e := endingOf(a, cmdRcpt.name); {
 		case a.goesOn():
 		case e.action == pipeline.Reject || e.action == pipeline.Defer:

@@ -116,7 +116,7 @@ func (t *talk) send(code gomilter.Code, pieces ...[]byte) error {
 	for _, p := range pieces {
 		n += len(p)
 	}
-	head := [5]byte{4: byte(code)}
+	head := [packetHead]byte{packetHead - 1: byte(code)}
 	binary.BigEndian.PutUint32(head[:], uint32(n))
 	if _, err := t.w.Write(head[:]); err != nil {
 		return err
@@ -130,14 +130,23 @@ func (t *talk) send(code gomilter.Code, pieces ...[]byte) error {
 }
 
 // ask tells the milter something, unless it does not want to hear it, and waits
-// for its answer, unless it gives none.
+// for its answer, unless it gives none. Macros it hears in any case: it may ask for
+// them later.
 func (t *talk) ask(c *command, macros []byte, pieces ...[]byte) (answer, error) {
+	if err := t.tellMacros(c, macros); err != nil {
+		return answer{}, err
+	}
 	if t.has(c.not) {
 		return goOn, nil
 	}
-	if err := t.tell(c, macros, pieces...); err != nil {
+	if err := t.tell(c, pieces...); err != nil {
 		return answer{}, err
 	}
+	return t.hear(c)
+}
+
+// hear is the answer to a command, if there is to be one.
+func (t *talk) hear(c *command) (answer, error) {
 	if t.has(c.mute) {
 		return goOn, nil
 	}
@@ -151,20 +160,47 @@ func (t *talk) ask(c *command, macros []byte, pieces ...[]byte) (answer, error) 
 	return t.answer(c, code, n)
 }
 
+// packetHead is how long the head of a packet is in bytes.
+const packetHead = 5
+
+// askPacket is ask for a packet without macros that stands in a buffer already,
+// but for its head.
+func (t *talk) askPacket(c *command, packet []byte) (answer, error) {
+	if t.r.Buffered() > 0 {
+		return answer{}, fmt.Errorf("%s: %w", c.name, errUnasked)
+	}
+	binary.BigEndian.PutUint32(packet, uint32(len(packet)-4))
+	packet[packetHead-1] = byte(c.code)
+	err := t.w.Flush()
+	if err == nil {
+		_, err = t.conn.Write(packet)
+	}
+	if err != nil {
+		return answer{}, fmt.Errorf("%s: %w", c.name, told(err))
+	}
+	return t.hear(c)
+}
+
 // errUnasked means that a milter said more than it was asked for.
 var errUnasked = errors.New("it says more than it was asked")
 
-// tell sends a command with its macros.
-func (t *talk) tell(c *command, macros []byte, pieces ...[]byte) error {
+// tell sends a command.
+func (t *talk) tell(c *command, pieces ...[]byte) error {
 	if t.r.Buffered() > 0 {
 		return fmt.Errorf("%s: %w", c.name, errUnasked)
 	}
-	if len(macros) > 0 {
-		if err := t.send(gomilter.CodeMacro, []byte{byte(c.code)}, macros); err != nil {
-			return fmt.Errorf("%s: %w", c.name, told(err))
-		}
-	}
 	if err := t.send(c.code, pieces...); err != nil {
+		return fmt.Errorf("%s: %w", c.name, told(err))
+	}
+	return nil
+}
+
+// tellMacros sends the macros of a command.
+func (t *talk) tellMacros(c *command, macros []byte) error {
+	if len(macros) == 0 {
+		return nil
+	}
+	if err := t.send(gomilter.CodeMacro, []byte{byte(c.code)}, macros); err != nil {
 		return fmt.Errorf("%s: %w", c.name, told(err))
 	}
 	return nil
@@ -205,19 +241,19 @@ func (t *talk) heard() (code byte, n int, err error) {
 
 // head reads the head of a packet: its code, and how many bytes follow.
 func (t *talk) head() (code byte, n int, err error) {
-	var b [5]byte
+	var b [packetHead]byte
 	if _, err := io.ReadFull(t.r, b[:]); err != nil {
 		return 0, 0, err
 	}
 	size := binary.BigEndian.Uint32(b[:])
 	limit := uint32(maxData)
-	if b[4] == byte(gomilter.ActReplBody) {
+	if b[packetHead-1] == byte(gomilter.ActReplBody) {
 		limit = maxChunk
 	}
 	if size == 0 || size-1 > limit {
 		return 0, 0, fmt.Errorf("it sends a packet of %d bytes", size)
 	}
-	return b[4], int(size) - 1, nil
+	return b[packetHead-1], int(size) - 1, nil
 }
 
 func (t *talk) data(n int) ([]byte, error) {
@@ -260,7 +296,10 @@ func (t *talk) end(macros []byte, l limits) (r result, err error) {
 	if (&servers.Conn{Conn: t.conn}).Early() {
 		return result{}, fmt.Errorf("%s: %w", cmdEOM.name, errUnasked)
 	}
-	if err := t.tell(&cmdEOM, macros); err != nil {
+	if err := t.tellMacros(&cmdEOM, macros); err != nil {
+		return result{}, err
+	}
+	if err := t.tell(&cmdEOM); err != nil {
 		return result{}, err
 	}
 	if err := t.w.Flush(); err != nil {
@@ -350,7 +389,7 @@ type replacement struct {
 }
 
 // chunks are buffers for pieces of bodies.
-var chunks = sync.Pool{New: func() any { b := make([]byte, gomilter.MaxBodyChunk); return &b }}
+var chunks = sync.Pool{New: func() any { b := make([]byte, packetHead+gomilter.MaxBodyChunk); return &b }}
 
 // read reads n bytes of it.
 func (b *replacement) read(r io.Reader, n int) error {
