@@ -38,6 +38,8 @@ type Decode func(into any) error
 // Env is what a filter may use of the daemon.
 type Env struct {
 	Log *slog.Logger
+	// Name is the filter's name in the configuration; empty only in a test.
+	Name string
 	// Host is the name of this host, as the configuration has it.
 	Host     string
 	Now      func() time.Time

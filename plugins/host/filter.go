@@ -34,8 +34,12 @@ func newFilter(v *version, e pipeline.Env, decode pipeline.Decode) (pipeline.Fil
 	if !v.hold() {
 		return nil, errStopped
 	}
+	name := e.Name
+	if name == "" {
+		name = v.settings.Name
+	}
 	f := &filter{v: v, spool: e.Spool, configure: &wire.ConfigureRequest{
-		Filter: v.settings.Name, Handle: v.host.handles.Add(1), OptionsJson: options, Host: text(e.Host), StateDir: v.place.state,
+		Filter: text(name), Handle: v.host.handles.Add(1), OptionsJson: options, Host: text(e.Host), StateDir: v.place.state,
 	}}
 	ctx, cancel := context.WithTimeout(v.host.ctx, v.settings.Timeout)
 	defer cancel()

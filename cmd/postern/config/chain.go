@@ -369,7 +369,7 @@ func (c *Config) env(name string) pipeline.Env {
 	if env.Log == nil {
 		env.Log = slog.New(slog.DiscardHandler)
 	}
-	env.Log = env.Log.With("filter", name)
+	env.Log, env.Name = env.Log.With("filter", name), name
 	if env.Now == nil {
 		env.Now = time.Now
 	}

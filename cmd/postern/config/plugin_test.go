@@ -17,6 +17,7 @@ import (
 // asked are plugins that were asked what they are.
 type asked struct {
 	settings []host.Settings
+	filter   string // that was made last
 	err      error
 }
 
@@ -32,7 +33,8 @@ func (keyMistake) Key() string   { return "tag" }
 
 func (a *asked) Kind(s host.Settings) (pipeline.Kind, error) {
 	a.settings = append(a.settings, s)
-	return pipeline.Kind{Name: s.Name, New: func(_ pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) {
+	return pipeline.Kind{Name: s.Name, New: func(e pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) {
+		a.filter = e.Name
 		var o pluginOptions
 		if err := decode(&o); err != nil {
 			return nil, err
@@ -75,6 +77,9 @@ func TestPlugins(t *testing.T) {
 	want := host.Settings{Name: "tagger", Command: []string{program, "--quick"}, Instances: 1, Concurrency: 16, Timeout: host.DefaultTimeout, Memory: host.DefaultMemory}
 	if len(a.settings) != 1 || !reflect.DeepEqual(a.settings[0], want) {
 		t.Errorf("asked %+v, want %+v", a.settings, want)
+	}
+	if a.filter != "second" {
+		t.Errorf("the filter is called %q", a.filter)
 	}
 	found := false
 	for _, s := range c.Effective() {
