@@ -32,6 +32,8 @@ type shelf struct {
 	place *place
 	seq   *atomic.Uint64
 	shown *shown
+	// masked is set if the daemon's umask keeps others from reading its files.
+	masked bool
 	// copies is set once a link could not be made, as to another file system.
 	copies atomic.Bool
 }
@@ -45,7 +47,7 @@ func (s *shelf) put(ctx context.Context, b *message.Body, spool message.Spooler)
 			return f, undo, nil
 		}
 	}
-	if err := copyBody(ctx, b, path); err != nil {
+	if err := copyBody(ctx, b, path, s.masked); err != nil {
 		return nil, nil, fmt.Errorf("the body for the plugin: %w", err)
 	}
 	return f, func() { os.Remove(path) }, nil //nolint:errcheck // the next start sweeps what is left behind
@@ -123,12 +125,15 @@ func (s *shown) show(fd int) (hide func(), err error) {
 }
 
 // copyBody writes a body into a new file.
-func copyBody(ctx context.Context, b *message.Body, path string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+func copyBody(ctx context.Context, b *message.Body, path string, masked bool) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
 		return err
 	}
-	if err = f.Chmod(0o644); err == nil {
+	if masked {
+		err = f.Chmod(0o644)
+	}
+	if err == nil {
 		if content, ok := b.Memory(); ok {
 			_, err = f.Write(content)
 		} else {

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -45,6 +47,7 @@ type Host struct {
 	bodies  atomic.Uint64
 	sockets atomic.Uint64
 	shown   shown
+	masked  bool
 
 	mu sync.Mutex
 	// current are the versions of the configuration in force, coming those that a
@@ -72,8 +75,25 @@ func New(o Options) (*Host, error) {
 		return nil, err
 	}
 	h := &Host{o: o, current: map[string]*version{}, coming: map[string]*version{}, running: map[*version]bool{}, tallies: map[string]*tally{}}
+	h.masked = umask()&0o044 != 0
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	return h, nil
+}
+
+// umask is the process's, which cannot be asked for without being changed, but
+// for this file. Unknown, it is the strictest.
+func umask() int {
+	b, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0o777
+	}
+	_, rest, _ := strings.Cut(string(b), "\nUmask:")
+	line, _, _ := strings.Cut(rest, "\n")
+	mask, err := strconv.ParseInt(strings.TrimSpace(line), 8, 32)
+	if err != nil {
+		return 0o777
+	}
+	return int(mask)
 }
 
 // Kind is a plugin as a kind of filter: it starts the program, unless it runs

@@ -61,7 +61,7 @@ func newVersion(ctx context.Context, h *Host, s Settings, fingerprint string) (*
 		return nil, err
 	}
 	v := &version{
-		host: h, settings: s, fingerprint: fingerprint, place: at, shelf: &shelf{place: at, seq: &h.bodies, shown: &h.shown},
+		host: h, settings: s, fingerprint: fingerprint, place: at, shelf: &shelf{place: at, seq: &h.bodies, shown: &h.shown, masked: h.masked},
 		tally: h.tallyOf(s.Name), log: h.o.Log.With("plugin", s.Name), pool: pool{limit: s.Concurrency}, stopping: make(chan struct{}), holds: 1,
 	}
 	p, err := v.launch(ctx)
