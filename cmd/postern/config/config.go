@@ -39,6 +39,9 @@ type Options struct {
 	// LookupUser finds a user. For one that does not exist, the error is a
 	// user.UnknownUserError. Nil asks the system.
 	LookupUser func(name string) (uid uint32, err error)
+	// KnowsUID reports whether there is a user of that number; the error, if not, is
+	// a user.UnknownUserIdError. Nil asks the system.
+	KnowsUID func(uid uint32) error
 	// Hostname is the system's name. Nil means os.Hostname.
 	Hostname func() (string, error)
 	// HasQueue is set where next = "queue" works, and is then the default.
@@ -144,6 +147,12 @@ func withDefaults(o Options) Options {
 	}
 	if o.LookupUser == nil {
 		o.LookupUser = lookupUser
+	}
+	if o.KnowsUID == nil {
+		o.KnowsUID = func(uid uint32) error {
+			_, err := user.LookupId(strconv.FormatUint(uint64(uid), 10))
+			return err
+		}
 	}
 	if o.Control == "" {
 		o.Control = DefaultControl

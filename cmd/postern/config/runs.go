@@ -23,15 +23,17 @@ func (c *Config) Wrong(key, text string) error {
 func (l *loader) checkRunsAs() {
 	for _, key := range sorted(l.users) {
 		name, at := l.users[key], l.at(key)
-		uid, err := strconv.ParseUint(name, 10, 32)
-		if err != nil {
-			var found uint32
-			found, err = l.o.LookupUser(name)
-			uid = uint64(found)
+		var uid uint32
+		n, err := strconv.ParseUint(name, 10, 32)
+		if err == nil {
+			uid, err = uint32(n), l.o.KnowsUID(uint32(n))
+		} else {
+			uid, err = l.o.LookupUser(name)
 		}
 		var unknown user.UnknownUserError
+		var unknownID user.UnknownUserIdError
 		switch {
-		case errors.As(err, &unknown):
+		case errors.As(err, &unknown), errors.As(err, &unknownID):
 			l.add(at, "%s: there is no user %s: make it, for instance with adduser --system", key, show(name))
 		case err != nil:
 			l.add(at, "%s: user %s cannot be looked up: %v", key, show(name), err)

@@ -30,6 +30,12 @@ func TestRunsAs(t *testing.T) {
 			}
 			return 0, user.UnknownUserError(name)
 		},
+		KnowsUID: func(uid uint32) error {
+			if uid == 64011 || uid == 0 {
+				return nil
+			}
+			return user.UnknownUserIdError(uid)
+		},
 		Kinds: []pipeline.Kind{{Name: "runs", New: func(_ pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) {
 			if err := decode(&runner{}); err != nil {
 				return nil, err
@@ -61,6 +67,7 @@ user = "64011"
 	}
 	for name, want := range map[string]string{
 		"filtre": `postern.toml:2: filter.runs.user: there is no user "filtre"`,
+		"64012":  `postern.toml:2: filter.runs.user: there is no user "64012"`,
 		"root":   `postern.toml:2: filter.runs.user: a program is never run as root`,
 		"0":      `postern.toml:2: filter.runs.user: a program is never run as root`,
 	} {
