@@ -1482,12 +1482,13 @@ type isVerdict_Body interface {
 }
 
 type Verdict_Inline struct {
+	// It may be as large as an answer can be.
 	Inline []byte `protobuf:"bytes,6,opt,name=inline,proto3,oneof"`
 }
 
 type Verdict_Path struct {
-	// A file in the directory of the message's file, or in state_dir, which is
-	// read and removed.
+	// A file of the plugin's own in the directory of the message's file, or in
+	// state_dir, that Postern may read (0644 will do); it is read and removed.
 	Path string `protobuf:"bytes,7,opt,name=path,proto3,oneof"`
 }
 

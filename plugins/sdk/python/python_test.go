@@ -34,7 +34,7 @@ func command(t *testing.T, args ...string) []string {
 
 const (
 	hello = "From: alice@example.net\nSubject: hello\n\nHello, world!\n"
-	odd   = "Received: a\r\n\tb\r\nSubject: =?utf-8?q?gr=C3=BC=C3=9Fe?= =?iso-8859-1?q?_=FC?=\r\nno field\r\nreceived:c\r\nX-Raw: \xff\r\n\r\nbody\r\n"
+	odd   = "From a@example.net Mon\r\nReceived: a\r\n\tb\r\nSubject: =?utf-8?q?gr=C3=BC=C3=9Fe?= =?iso-8859-1?q?_=FC?=\r\nreceived:c\r\nX-Raw: \xff\r\n\r\nbody\r\n"
 )
 
 func TestEverything(t *testing.T) {

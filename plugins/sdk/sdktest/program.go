@@ -128,10 +128,14 @@ type safeBuffer struct {
 	b  bytes.Buffer
 }
 
+// maxLog is how much of a program's output is kept, from its beginning.
+const maxLog = 32 << 10
+
 func (s *safeBuffer) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.b.Write(p)
+	s.b.Write(p[:min(len(p), maxLog-s.b.Len())])
+	return len(p), nil
 }
 
 func (s *safeBuffer) String() string {
