@@ -122,6 +122,29 @@ func TestOrphan(t *testing.T) {
 	p.Kill() // nothing is there to be killed
 }
 
+// One whose processes each start another, in a session of its own, and end, is
+// caught all the same.
+func TestRunner(t *testing.T) {
+	s := newStarter(t, Options{})
+	dir := t.TempDir()
+	name := filepath.Join(dir, "runner")
+	if err := os.WriteFile(name, []byte("#!/bin/sh\necho x >>$1\nsetsid $0 $1 &\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		p, err := s.Start(Spec{Path: name, Args: []string{name, dir + "/log"}, Env: []string{"PATH=/usr/bin:/bin"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e, err := p.Wait(within(t)); err != nil || e.Exit != 0 || e.Left != 0 {
+			t.Errorf("%v %v", e, err)
+		}
+		if all := childrenByParent(s.child.process.Pid); len(all) > 0 {
+			t.Errorf("%v live", all)
+		}
+	}
+}
+
 // Programs do not end each other.
 func TestOthersLive(t *testing.T) {
 	s := newStarter(t, Options{})
