@@ -22,13 +22,13 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOFUMPT     = mvdan.cc/gofumpt@v0.12.0
 
 # Debian packages of the real programs that the tests talk to.
-DEPS = gcc libc6-dev mailfront ucspi-tcp swaks daemontools e2fsprogs xfsprogs python3 libnet-ssleay-perl msmtp mutt s-nail curl dovecot-core opendkim python3-dkim python3-nacl libmail-dkim-perl clamav-daemon clamav-testfiles clamav-milter python3-milter spamd rspamd python3-grpcio python3-protobuf
+DEPS = openssl gcc libc6-dev mailfront ucspi-tcp swaks daemontools e2fsprogs xfsprogs python3 libnet-ssleay-perl msmtp mutt s-nail curl dovecot-core opendkim python3-dkim python3-nacl libmail-dkim-perl clamav-daemon clamav-testfiles clamav-milter python3-milter spamd rspamd python3-grpcio python3-protobuf
 # Of Debian's postfix only smtp-sink is wanted and no mail server, so it is
 # unpacked here and not installed.
 POSTFIX = bin/debian/postfix
 SINK    = LD_LIBRARY_PATH=$(POSTFIX)/usr/lib/postfix ldd $(POSTFIX)/usr/sbin/smtp-sink
 
-.PHONY: build shims deps deps-sink test crash check bench fuzz run install man clean
+.PHONY: build shims deps deps-sink test interop crash check bench fuzz run install man clean
 
 build: bin/postern shims
 
@@ -78,6 +78,20 @@ test: deps build
 	$(GO) test -count=1 -timeout 20m ./filters/execban
 	@rm -rf bin/demo; bin/postern demo --once --dir bin/demo >bin/demo.log || { cat bin/demo.log bin/demo/postern.log; exit 1; }
 	@echo "the demonstration ran to its end"
+
+# Debian's mail servers take what we send: as root, unpacked and not installed,
+# each in a mount namespace of its own.
+PEERS = exim4-daemon-light opensmtpd
+interop: deps
+	@fail() { echo "make interop: $$*" >&2; exit 1; }; get() { apt-get download -qq -o APT::Sandbox::User=root $$1; }; \
+	for p in $(PEERS); do \
+	  [ -d bin/debian/$$p ] && continue; echo "unpacking $$p"; mkdir -p bin/debian/$$p.deb; \
+	  (cd bin/debian/$$p.deb && { get $$p 2>/dev/null || { apt-get update -qq && get $$p; }; }) || fail "could not download the package $$p"; \
+	  libs=$$(dpkg-deb -f bin/debian/$$p.deb/*.deb Depends | tr ',' '\n' | sed -n 's/^ *\(lib[^ :(|]*\).*/\1/p'); \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$libs >/dev/null || fail "could not install" $$libs; \
+	  dpkg -x bin/debian/$$p.deb/*.deb bin/debian/$$p || fail "could not unpack the package $$p"; \
+	done
+	$(GO) test -count=1 -timeout 10m -tags interop -run '^(TestInterop|TestSmtpSink)$$' ./queue/egress/smtp
 
 # Power cuts, kills and failing disks at length, as root: loop devices, ext4, xfs.
 # Then the same crashes at every call of a simulated file system.

@@ -27,6 +27,8 @@ type internet struct {
 	soft  map[string]bool // hosts that cannot be looked up for now
 	sinks map[string]*smtptest.Server
 	fails map[string]error
+	// straight connects to the address itself.
+	straight bool
 
 	mu     sync.Mutex
 	dialed []string
@@ -73,6 +75,9 @@ func (n *internet) DialContext(ctx context.Context, network, address string) (ne
 	n.mu.Unlock()
 	if err := n.fails[address]; err != nil {
 		return nil, err
+	}
+	if n.straight {
+		return new(net.Dialer).DialContext(ctx, network, address)
 	}
 	s, ok := n.sinks[address]
 	if !ok { // a black hole
