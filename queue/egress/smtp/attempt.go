@@ -65,7 +65,7 @@ func (a *attempt) run(ctx context.Context, w *walk) {
 	case !w.given:
 		a.fallback = w.nothing()
 	}
-	if a.fallback.Reply.Class == reply.Permanent && a.sessions > 0 && (a.unreached || w.more()) {
+	if a.fallback.Reply.Class == reply.Permanent && a.sessions > 0 && (a.unreached || w.passed || w.more()) {
 		// Nobody has said no for all hosts.
 		a.fallback.Reply.Class, a.fallback.Reply.Code = reply.Temporary, 451
 	}

@@ -185,6 +185,7 @@ func (v *visit) converse(ctx context.Context, inClear bool) (l *link, broken boo
 	}
 	conn, err := v.dial(ctx)
 	if err != nil {
+		x.dead.noConnection(ctx, v.to, err)
 		if ticket != nil {
 			ticket.Unreachable(err)
 			ticket.Close()
@@ -200,12 +201,14 @@ func (v *visit) converse(ctx context.Context, inClear bool) (l *link, broken boo
 	}
 	x.kept.opened(l)
 	if broken, err = v.greet(ctx, l, inClear); err != nil {
+		x.dead.noConnection(ctx, v.to, err)
 		if !broken {
 			tellFailed(ticket, err)
 		}
 		x.kept.close(ctx, l)
 		return nil, broken, err
 	}
+	x.dead.answers(v.to)
 	if ticket != nil {
 		ticket.Greeted()
 	}

@@ -15,6 +15,11 @@
 // is kept for the next preference, so that a site whose best hosts are all dead
 // is still reached.
 //
+// An address that did not answer twice, two minutes apart at least, is passed over
+// for a quarter of an hour, then for twice as long each time, up to two hours, as
+// qmail's tcpto does for one. After the pause one message finds out how it is now.
+// Where all addresses of a domain are passed over its mail is put off at once.
+//
 // TLS (RFC 3207, RFC 8314) is by policy, per domain and host: opportunistic by
 // default, which takes any certificate and goes on in clear where the handshake
 // fails; or required, verified or by fingerprint, and then mail waits rather than

@@ -153,6 +153,7 @@ type Exit struct {
 	tickets          tls.ClientSessionCache
 	clear, unchunked memory
 	kept             kept
+	dead             deadHosts
 }
 
 // tickets is how many hosts' TLS sessions are remembered.
@@ -205,7 +206,7 @@ func New(o Options) (*Exit, error) {
 		o.Dialer = d
 	}
 	x := &Exit{o: o, tickets: tls.NewLRUClientSessionCache(tickets)}
-	x.kept.o = &x.o
+	x.kept.o, x.dead.o = &x.o, &x.o
 	return x, nil
 }
 

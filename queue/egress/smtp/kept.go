@@ -90,6 +90,7 @@ func (k *kept) give(ctx context.Context, l *link) {
 		k.close(ctx, l)
 		return
 	}
+	site := l.site // from now on it may be somebody else's
 	k.idle = append(k.idle, l)
 	l.timer = time.AfterFunc(k.o.Idle, func() { k.expire(l) })
 	var over *link
@@ -99,7 +100,7 @@ func (k *kept) give(ctx context.Context, l *link) {
 	}
 	k.mu.Unlock()
 	if k.o.Freed != nil && over != l {
-		k.o.Freed(l.site)
+		k.o.Freed(site)
 	}
 }
 

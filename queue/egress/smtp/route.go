@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/postern-mta/postern/pipeline/reply"
 	"github.com/postern-mta/postern/pipeline/resolve"
@@ -141,13 +142,17 @@ type walk struct {
 	ready []candidate
 	seen  map[netip.Addr]bool
 	tried int
-	given bool  // there was an address
-	soft  error // a host could not be looked up for now
-	self  bool  // this machine is one of the hosts
+	given bool // there was an address
+	// passed is set if addresses were passed over because they did not answer lately,
+	// the first of them until then.
+	passed bool
+	until  time.Time
+	soft   error // a host could not be looked up for now
+	self   bool  // this machine is one of the hosts
 }
 
-// next is the next address to try.
-func (w *walk) next(ctx context.Context) (candidate, bool) {
+// pick is the next address, whatever is known of it.
+func (w *walk) pick(ctx context.Context) (candidate, bool) {
 	if !w.begun {
 		w.begun, w.seen = true, map[netip.Addr]bool{}
 		if w.to.address.IsValid() && !w.isSelf("", w.to.address) {
@@ -175,7 +180,6 @@ func (w *walk) next(ctx context.Context) (candidate, bool) {
 	c := w.ready[i]
 	w.ready = slices.Delete(slices.Clone(w.ready), i, i+1)
 	w.tried++
-	w.given = true
 	return c, true
 }
 
@@ -275,6 +279,8 @@ func (w *walk) hopeless() {
 func (w *walk) nothing() Result {
 	name := w.to.domain
 	switch {
+	case w.passed:
+		return Result{Reply: noConn, Err: w.errDead()}
 	case w.self:
 		return Result{Reply: ambiguous}
 	case w.soft != nil:
