@@ -339,8 +339,14 @@ func (c *Client) Quit(ctx context.Context) error {
 	return c.drain(end)
 }
 
+// maxDrain is how long a server that has said goodbye may take to close.
+const maxDrain = time.Second
+
 // drain reads until the server closes the connection, and drops what comes.
 func (c *Client) drain(end time.Time) error {
+	if most := time.Now().Add(maxDrain); end.After(most) {
+		end = most
+	}
 	if err := c.raw.SetReadDeadline(end); err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package smtp_test
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"net"
@@ -43,8 +44,10 @@ func TestDelivered(t *testing.T) {
 	}
 }
 
-// TestOneServer is what each thing that one server can do means.
+// TestOneServer is what each thing that one server can do means, in clear and under
+// TLS.
 func TestOneServer(t *testing.T) {
+	secure := smtptest.TLS((*smtptest.Authority)(nil).Issue(t, time.Time{}, "d.test"))
 	big := "Subject: big\n\n" + strings.Repeat("0123456789abcdef 0123456789abcdef\n", 1<<19)
 	died := "Connected to 192.0.2.1 but connection died."
 	for _, c := range []struct {
@@ -112,22 +115,27 @@ func TestOneServer(t *testing.T) {
 			want: "550 5.1.1 J?rg?[2J? gone", phase: wire.RcptTo, remote: true,
 		},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			n := newInternet(t)
-			s := n.serve("d.test", "192.0.2.1", c.steps...)
-			j := job("d.test", "r@d.test")
-			if c.big {
-				j.Content = message.FromString(big)
-			}
-			r := one(t, n.exit(smtp.Options{}), j)
-			if got := r.Reply.SMTP(); got != c.want || r.Phase != c.phase || r.Perhaps != c.perhaps || r.Remote != c.remote {
-				t.Errorf("%q, phase %v, perhaps %v, remote %v: %v", got, r.Phase, r.Perhaps, r.Remote, r.Err)
-			}
-			if r.Where != "d.test [192.0.2.1]" || len(s.Messages()) != c.got || r.Perhaps && r.Reply.Class != reply.Temporary {
-				t.Errorf("%+v, %d messages", r, len(s.Messages()))
-			}
-		})
+		for name, tls := range map[string]*tls.Config{"": nil, ", TLS": secure} {
+			t.Run(c.name+name, func(t *testing.T) {
+				t.Parallel()
+				n := newInternet(t)
+				s := n.put("d.test", "192.0.2.1", smtptest.Options{Steps: c.steps, TLS: tls})
+				j := job("d.test", "r@d.test")
+				if c.big {
+					j.Content = message.FromString(big)
+				}
+				r := one(t, n.exit(smtp.Options{}), j)
+				if got := r.Reply.SMTP(); got != c.want || r.Phase != c.phase || r.Perhaps != c.perhaps || r.Remote != c.remote {
+					t.Errorf("%q, phase %v, perhaps %v, remote %v: %v", got, r.Phase, r.Perhaps, r.Remote, r.Err)
+				}
+				if r.Where != "d.test [192.0.2.1]" || len(s.Messages()) != c.got || r.Perhaps && r.Reply.Class != reply.Temporary {
+					t.Errorf("%+v, %d messages", r, len(s.Messages()))
+				}
+				if r.Phase >= wire.MailFrom && (r.TLS.Version != 0) != (tls != nil) {
+					t.Errorf("TLS %q", r.TLS)
+				}
+			})
+		}
 	}
 }
 
