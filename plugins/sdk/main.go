@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -31,7 +32,9 @@ func Main[O any](p Plugin[O]) {
 	}
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{ReplaceAttr: timeless})))
 	go endWithParent()
-	serve(&server{program: g, filters: map[uint64]*filter{}})
+	if !serve(&server{program: g, filters: map[uint64]*filter{}}) {
+		os.Exit(1)
+	}
 	os.Exit(0)
 }
 
@@ -55,16 +58,19 @@ func GRPC(s wire.PluginServer, options ...grpc.ServerOption) *grpc.Server {
 	return g
 }
 
-// serve speaks go-plugin's protocol until Postern ends it.
-func serve(s wire.PluginServer) {
+// serve speaks go-plugin's protocol until Postern ends it. It reports whether
+// anybody has called: if not, its log says why nobody could.
+func serve(s wire.PluginServer) bool {
+	o := &outputs{error: os.Stderr}
 	plugin.Serve(&plugin.ServeConfig{
 		HandshakeConfig: plugin.HandshakeConfig{ProtocolVersion: wire.Version, MagicCookieKey: wire.CookieName, MagicCookieValue: wire.CookieValue},
 		Plugins:         plugin.PluginSet{wire.Service: &service{}},
 		GRPCServer: func(options []grpc.ServerOption) *grpc.Server {
-			return GRPC(s, append(options, grpc.StatsHandler(&outputs{error: os.Stderr}))...)
+			return GRPC(s, append(options, grpc.StatsHandler(o))...)
 		},
 		Logger: hclog.New(&hclog.LoggerOptions{Level: hclog.Error, Output: os.Stderr, DisableTime: true}),
 	})
+	return o.called.Load()
 }
 
 // service is the plugin in go-plugin's words. The calls are registered with the
@@ -83,13 +89,17 @@ func (*service) GRPCClient(_ context.Context, _ *plugin.GRPCBroker, c *grpc.Clie
 // too: go-plugin puts pipes in the place of both, and a writer to them would wait
 // for ever for a host that does not fetch what is in them.
 type outputs struct {
-	once  sync.Once
-	error *os.File
+	once   sync.Once
+	error  *os.File
+	called atomic.Bool
 }
 
 // TagConn implements stats.Handler. It comes before any call.
 func (o *outputs) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context {
-	o.once.Do(func() { os.Stdout, os.Stderr = o.error, o.error })
+	o.once.Do(func() {
+		os.Stdout, os.Stderr = o.error, o.error
+		o.called.Store(true)
+	})
 	return ctx
 }
 

@@ -110,6 +110,19 @@ func TestByHand(t *testing.T) {
 	}
 }
 
+// A plugin that cannot listen says so, and its exit code is not that of success.
+func TestNoSocket(t *testing.T) {
+	cmd := exec.Command(os.Args[0], "plugin")
+	cmd.Env = append(os.Environ(), wire.CookieName+"="+wire.CookieValue, "PLUGIN_UNIX_SOCKET_DIR="+t.TempDir()+"/none")
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 1 || len(out) > 0 || !strings.Contains(stderr.String(), "no such file or directory") {
+		t.Errorf("%v: %q, %q", err, out, stderr.String())
+	}
+}
+
 // startBare starts the program without go-plugin's client, by command, whose
 // output is read no further than its first line.
 func startBare(t *testing.T, command ...string) (c wire.PluginClient, end func(), stderr io.Reader) {

@@ -15,7 +15,8 @@ from . import texts
 VERSION = 1
 MAX_REPLY = 4 << 20  # the greatest answer in bytes
 MAX_REQUEST = 64 << 20
-THREADS = 128  # calls at one time; the configuration's "concurrency" asks for fewer
+THREADS = 1024  # calls at one time; there are as many as the configuration's "concurrency" asks for
+STACK = 2 << 20  # bytes of a thread's stack, which counts against "memory"
 
 
 def _answered(call):
@@ -32,6 +33,7 @@ def _answered(call):
 def serve(plugin):
     """Speaks go-plugin's protocol until Postern ends it."""
     options = [("grpc.max_receive_message_length", MAX_REQUEST), ("grpc.max_send_message_length", MAX_REPLY), ("grpc.so_reuseport", 0)]
+    threading.stack_size(STACK)
     server = grpc.server(concurrent.futures.ThreadPoolExecutor(max_workers=THREADS), options=options)
     ended = threading.Event()
 
