@@ -34,13 +34,9 @@ func TestStartsThatFail(t *testing.T) {
 	} {
 		s := r.settings(c.args...)
 		s.Timeout = c.timeout
-		began := time.Now()
 		_, err := r.Kind(s)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%q: %v, want an error with %q", c.args, err, c.want)
-		}
-		if took := time.Since(began); took > c.timeout+10*time.Second {
-			t.Errorf("%q: it takes %v to fail", c.args, took)
 		}
 		r.Settle(false)
 		if len(r.Status()) > 0 {
@@ -71,11 +67,10 @@ func TestCallsThatFail(t *testing.T) {
 		{"none such", "no act", ""},
 	} {
 		s := r.settings()
-		s.Memory, s.Concurrency = 512<<20, 1
+		s.Concurrency = 1
 		if c.act == "eat" && testMemory < 0 {
 			continue // a plugin under the race detector has no bound
 		}
-		s.Memory = testMemory
 		s.Env = map[string]string{"ACT": c.act} // a plugin of its own
 		bad, good := r.filter(t, s, do(c.act, c.with)), r.filter(t, s, do("tag"))
 		m := r.read(t, 100)
@@ -83,13 +78,9 @@ func TestCallsThatFail(t *testing.T) {
 		if c.act == "hang" || c.act == "stop" || c.act == "close" {
 			within = time.Second
 		}
-		began := time.Now()
 		v, err := r.ask(t, bad, m, within)
 		if err == nil || !strings.Contains(err.Error(), c.want) || v.Edits != nil {
 			t.Errorf("%s: %v, %v, want an error with %q", c.act, v, err, c.want)
-		}
-		if took := time.Since(began); took > within+2*time.Second {
-			t.Errorf("%s: it takes %v to fail", c.act, took)
 		}
 		soon(t, c.act+": it works again", func() bool {
 			_, err := r.ask(t, good, m, 20*time.Second)
@@ -214,5 +205,31 @@ func TestKilledIdle(t *testing.T) {
 	}
 	if n := r.Status()[0].Restarts; n != 3 {
 		t.Errorf("%d restarts", n)
+	}
+}
+
+// TestUsedUp replaces a process that has used most of its processor time, without
+// a call that fails.
+func TestUsedUp(t *testing.T) {
+	r := newRig(t)
+	s := r.settings()
+	s.CPU = 2 * time.Second
+	burn, f := r.filter(t, s, do("burn")), r.filter(t, s, do("tag"))
+	m := r.read(t, 10)
+	if _, err := r.ask(t, burn, m, 30*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	v := f.(*filter).v
+	old := v.pool.all()[0]
+	old.doubt()
+	soon(t, "another process", func() bool {
+		if _, err := r.ask(t, f, m, 20*time.Second); err != nil {
+			t.Error(err)
+		}
+		all := v.pool.all()
+		return len(all) == 1 && all[0] != old
+	})
+	if trouble := r.Status()[0].Trouble; !strings.Contains(trouble, "processor time") {
+		t.Errorf("the trouble is %q", trouble)
 	}
 }

@@ -336,7 +336,7 @@ var acts = map[string]act{
 	"hang": func(context.Context, *player, *options, *wire.JudgeRequest) (*wire.JudgeReply, error) { select {} },
 	"stop": func(context.Context, *player, *options, *wire.JudgeRequest) (*wire.JudgeReply, error) {
 		syscall.Kill(os.Getpid(), syscall.SIGSTOP)
-		return &wire.JudgeReply{}, nil
+		select {} // it takes a moment
 	},
 	"wait": func(ctx context.Context, p *player, _ *options, _ *wire.JudgeRequest) (*wire.JudgeReply, error) {
 		n := p.calls.Add(1)
@@ -346,6 +346,12 @@ var acts = map[string]act{
 	},
 	"flood": func(context.Context, *player, *options, *wire.JudgeRequest) (*wire.JudgeReply, error) {
 		go flood(os.Stderr)
+		return &wire.JudgeReply{}, nil
+	},
+	"burn": func(context.Context, *player, *options, *wire.JudgeRequest) (*wire.JudgeReply, error) {
+		for processorTime(os.Getpid()) < 1700*time.Millisecond {
+			runtime.Gosched()
+		}
 		return &wire.JudgeReply{}, nil
 	},
 	"large": func(context.Context, *player, *options, *wire.JudgeRequest) (*wire.JudgeReply, error) {

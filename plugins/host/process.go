@@ -47,6 +47,8 @@ type process struct {
 	calls int
 	// late counts the calls in a row that it did not answer in time.
 	late atomic.Int32
+	// answered is set once it has answered a call.
+	answered atomic.Bool
 	// suspect has room for one word that it should be looked at.
 	suspect chan struct{}
 	// used is the processor time that it may use before it is replaced, 0 for all.

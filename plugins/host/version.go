@@ -17,8 +17,8 @@ import (
 const (
 	// healthEvery is how often a process is asked whether it is well.
 	healthEvery = 10 * time.Second
-	// The waits between starts that fail, each twice the one before; a process
-	// that lived for a while makes them begin anew.
+	// The waits between starts, each twice the one before; a process that has
+	// answered a call, or lived for a while, makes them begin anew.
 	firstWait = 100 * time.Millisecond
 	longest   = time.Minute
 	lived     = time.Minute
@@ -152,14 +152,14 @@ func (v *version) supervise(p *process) {
 			v.pool.add(p)
 		}
 		began := time.Now()
-		goesOn := v.watch(p)
+		goesOn, answered := v.watch(p), p.answered.Load()
 		p = nil
 		if !goesOn {
 			return
 		}
 		v.restarts.Add(1)
-		if time.Since(began) >= lived {
-			wait = firstWait
+		if answered || time.Since(began) >= lived {
+			wait = firstWait // a message that kills it must not keep others waiting
 		}
 		if !v.rest(wait) {
 			return
@@ -386,6 +386,7 @@ func (v *version) judge(ctx context.Context, c *wire.ConfigureRequest, q *wire.J
 		return nil, p.failed(ctx, err)
 	}
 	p.late.Store(0)
+	p.answered.Store(true)
 	v.answers.Add(1)
 	return r, nil
 }
