@@ -108,11 +108,16 @@ func (i *instance) Sender(ctx context.Context, tx *pipeline.Transaction) (pipeli
 	return i.early(ctx, pipeline.AtSender, q)
 }
 
-// Recipient implements pipeline.Recipienter. The recipients before are not sent:
-// they would be as many calls as there are recipients, each with all of them.
+// maxBefore is how many of the recipients that there are already a plugin is told
+// of when it is asked about one more.
+const maxBefore = 1000
+
+// Recipient implements pipeline.Recipienter.
 func (i *instance) Recipient(ctx context.Context, tx *pipeline.Transaction, r envelope.Recipient) (pipeline.Verdict, error) {
 	q := &wire.JudgeRequest{Session: i.about(tx.Session), Transaction: transactionOf(tx, false), Recipient: []byte(r.Address)}
-	q.Transaction.Sender = []byte(tx.Envelope.Sender)
+	before := tx.Envelope
+	before.Recipients = before.Recipients[:min(len(before.Recipients), maxBefore)]
+	setEnvelope(q.Transaction, &before)
 	return i.early(ctx, pipeline.AtRecipient, q)
 }
 

@@ -119,8 +119,8 @@ func TestStages(t *testing.T) {
 		"connect: STAGE_CONNECT ip=192.0.2.1 helo=mail.example.net from= rcpt= to=0 size=17",
 		"helo: STAGE_HELO ip=192.0.2.1 helo=mail.example.net from= rcpt= to=0 size=17",
 		"sender: STAGE_SENDER ip=192.0.2.1 helo=mail.example.net from=s@example.net rcpt= to=0 size=17",
-		"recipient: STAGE_RECIPIENT ip=192.0.2.1 helo=mail.example.net from=s@example.net rcpt=r1@example.org to=0 size=17",
-		"recipient: STAGE_RECIPIENT ip=192.0.2.1 helo=mail.example.net from=s@example.net rcpt=r2@example.org to=0 size=17",
+		"recipient: STAGE_RECIPIENT ip=192.0.2.1 helo=mail.example.net from=s@example.net rcpt=r1@example.org to=2 size=17",
+		"recipient: STAGE_RECIPIENT ip=192.0.2.1 helo=mail.example.net from=s@example.net rcpt=r2@example.org to=2 size=17",
 		"message: STAGE_MESSAGE ip=192.0.2.1 helo=mail.example.net from=s@example.net rcpt= to=2 size=17",
 	}
 	if got := strings.Join(lines, "\n"); got != strings.Join(want, "\n") {

@@ -1040,9 +1040,13 @@ type Transaction struct {
 	// The same for all calls of a transaction; of no other meaning.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// "" is the null sender.
-	Sender     []byte   `protobuf:"bytes,2,opt,name=sender,proto3" json:"sender,omitempty"`
+	Sender []byte `protobuf:"bytes,2,opt,name=sender,proto3" json:"sender,omitempty"`
+	// At the recipient stage those that there are already, and no more than the
+	// first thousand: in the SMTP server those that have been accepted, elsewhere
+	// those that the envelope came with.
 	Recipients [][]byte `protobuf:"bytes,3,rep,name=recipients,proto3" json:"recipients,omitempty"`
-	// The indexes of the recipients that the plugin is asked about.
+	// The indexes of the recipients that the plugin is asked about, at the message
+	// stage.
 	Active []uint32 `protobuf:"varint,4,rep,packed,name=active,proto3" json:"active,omitempty"`
 	// What the filters before have found.
 	Symbols []*Symbol     `protobuf:"bytes,5,rep,name=symbols,proto3" json:"symbols,omitempty"`
