@@ -168,7 +168,7 @@ func TestFaults(t *testing.T) {
 				good := newFake(eom(packet('h', "X-Good\x00b\x00")))
 				f = newFilter(t, "", bad.Address, good.start(t).Address)
 				if fault.Slow {
-					within = 10 * time.Second // of which each has a half
+					within = 6 * time.Second // of which each has a half
 				}
 				if v, err = judge(f, large, within); err != nil || fmt.Sprint(edits(v)) != "[append X-Good: b]" || v.Body != nil {
 					t.Errorf("beside one that works: %v, %v", v, err)

@@ -28,7 +28,8 @@
 // Where a message was split for some of its recipients, each part is a transaction.
 //
 // A local process is localhost, 127.0.0.1, and says HELO localhost, unless it says
-// something else. A milter that is to see the mail of some only has a "when".
+// something else. A stranger whose address is not known is 0.0.0.0, as milters take
+// a client without one for local. A milter that is to see the mail of some only has a "when".
 //
 // In the chain "delivery" a milter has one conversation for each message that
 // leaves. It may change header and body there; a change of the envelope, and a

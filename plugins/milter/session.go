@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"net/netip"
 	"time"
 
 	gomilter "github.com/emersion/go-milter"
@@ -329,11 +330,16 @@ func (i *instance) envelope(t *talk, m *subject) error {
 	return nil
 }
 
-// connectData is the data of SMFIC_CONNECT.
+// connectData is the data of SMFIC_CONNECT. Milters take a client without an
+// address for a local one, and opendkim signs what it sends; a stranger whose
+// address is not known must not pass for that.
 func connectData(s *pipeline.Session) []byte {
 	b := cString(clientName(s))
 	addr, ok := peer(s)
 	switch {
+	case !ok && s.Standing == pipeline.Stranger:
+		addr = netip.IPv4Unspecified()
+		b = append(b, byte(gomilter.FamilyInet))
 	case !ok:
 		return append(b, byte(gomilter.FamilyUnknown))
 	case addr.Is4():

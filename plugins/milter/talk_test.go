@@ -169,7 +169,8 @@ func TestClient(t *testing.T) {
 		connect, resolve string
 	}{
 		{pipeline.Session{Standing: pipeline.Local}, "localhost|4||127.0.0.1", "OK"},
-		{pipeline.Session{}, "unknown|U", "FAIL"},
+		{pipeline.Session{}, "unknown|4||0.0.0.0", "FAIL"},
+		{pipeline.Session{Standing: pipeline.Relayed}, "unknown|U", "FAIL"},
 		{pipeline.Session{Peer: netip.MustParseAddrPort("[::ffff:192.0.2.1]:513"), PeerClaim: "x.example"}, "[192.0.2.1]|4\x02\x01192.0.2.1", "FORGED"},
 		{pipeline.Session{Peer: netip.MustParseAddrPort("[2001:db8::1]:1"), PeerTrouble: true}, "[2001:db8::1]|6|\x012001:db8::1", "TEMP"},
 		{pipeline.Session{Standing: pipeline.Local, PeerName: "h.example", Peer: netip.MustParseAddrPort("127.0.0.2:0")}, "h.example|4||127.0.0.2", "OK"},
