@@ -33,17 +33,8 @@ type optionError struct {
 func (e *optionError) Error() string { return e.option + ": " + e.err.Error() }
 func (e *optionError) Unwrap() error { return e.err }
 
-// option is one key, as the tags of a struct's field declare it:
-//
-//	key:"tag"         its name in the configuration: small letters, digits and _
-//	doc:"..."         what it is, for manuals
-//	default:"..."     its value if it is not written; a list's values have commas between them, a table is JSON
-//	required:"true"   it must be written
-//
-// A field without key is none. Its type is string, bool, an integer, a float,
-// time.Duration ("30s"), Size ("10MB"), []string, map[string]string, or one that
-// can be read from a text (encoding.TextUnmarshaler), like netip.Prefix or
-// *regexp.Regexp.
+// option is one key, as the tags of a struct's field declare it; see the package's
+// document.
 type option struct {
 	name, doc string
 	index     int

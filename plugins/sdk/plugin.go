@@ -21,6 +21,20 @@
 // The guide is plugins/README.md, what goes over the socket plugins/wire; sdktest
 // runs a plugin on saved messages.
 //
+// # Options
+//
+// The fields of O that have a tag key are the options of the plugin's filters:
+//
+//	key:"tag"         its name in the configuration: small letters, digits and _
+//	doc:"..."         what it is, for manuals
+//	default:"..."     its value if it is not written; a list's values have commas between them, a table is JSON
+//	required:"true"   it must be written
+//
+// Their types are string, bool, integers, floats, time.Duration ("30s"), Size
+// ("10MB"), []string, map[string]string, and those that can be read from a text
+// (encoding.TextUnmarshaler), like netip.Prefix or *regexp.Regexp. Other fields
+// are the plugin's own, for what Configure makes ready.
+//
 // # What it promises
 //
 // The functions are called concurrently, each with a context that ends with the
@@ -115,7 +129,7 @@ type Filter struct {
 }
 
 // Plugin is what a program does. Only Name and one stage must be there. O is a
-// struct with its options; see Options for its tags.
+// struct with its options (see above), or None.
 type Plugin[O any] struct {
 	// Name, Version and Doc are for people; the first two at most 64 bytes long.
 	Name, Version, Doc string
