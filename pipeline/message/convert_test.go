@@ -255,8 +255,8 @@ func TestToSevenBit(t *testing.T) {
 // hurt.
 func TestLongLines(t *testing.T) {
 	for _, unit := range []string{"a", "-", " ", "\t-", "=", "\u00e4 ", "a b-", "--b"} {
-		for n := 60; n < 90; n++ {
-			text := strings.Repeat(unit, n) + "\u00e4" + strings.Repeat(unit, 600*n) + "\n" + unit + " \n\n"
+		for n := 70; n < 80; n++ {
+			text := strings.Repeat(unit, n) + "\u00e4" + strings.Repeat(unit, 240*n) + "\n" + unit + " \n\n"
 			checkConvert(t, FromString("Subject: x\n\n"+text))
 			checkConvert(t, FromString("MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=b\n\n--b\n\n"+text+"\n--b--\n"))
 		}
