@@ -70,6 +70,9 @@ type ClientOptions struct {
 	// behind the last byte leaves in doubt whether they have the message, where DATA
 	// would have ended before the first.
 	Chunking bool
+	// LMTP speaks LMTP (RFC 2033): LHLO in place of EHLO, and an answer for each
+	// recipient after the final dot.
+	LMTP bool
 	// Buffers are shared by clients; nil means buffers of its own.
 	Buffers *Buffers
 }
@@ -265,13 +268,18 @@ func (c *Client) Greet(ctx context.Context) (Reply, error) {
 	return rep, nil
 }
 
-// Hello says EHLO, and HELO if the server does not know that (RFC 5321 §3.2).
+// Hello says EHLO, and HELO if the server does not know that (RFC 5321 §3.2); in
+// LMTP it says LHLO.
 func (c *Client) Hello(ctx context.Context) (Reply, error) {
 	defer c.watch(ctx)()
 	if !validHello(c.o.Hello) {
 		return Reply{}, c.fail(Hello, Reply{}, fmt.Errorf("name %q cannot be given in EHLO", c.o.Hello))
 	}
-	rep, err := c.ask(Hello, c.o.Timeouts.Hello, "EHLO "+c.o.Hello)
+	verb := "EHLO "
+	if c.o.LMTP {
+		verb = "LHLO "
+	}
+	rep, err := c.ask(Hello, c.o.Timeouts.Hello, verb+c.o.Hello)
 	if err != nil {
 		return Reply{}, err
 	}
@@ -279,7 +287,7 @@ func (c *Client) Hello(ctx context.Context) (Reply, error) {
 		c.caps, c.ready = ParseCapabilities(rep), true
 		return rep, nil
 	}
-	if rep.Code/100 == 5 {
+	if rep.Code/100 == 5 && !c.o.LMTP {
 		c.caps = Capabilities{}
 		if rep, err = c.ask(Hello, c.o.Timeouts.Hello, "HELO "+c.o.Hello); err != nil {
 			return Reply{}, err

@@ -36,6 +36,9 @@ type Outcome struct {
 	// Final is the answer to the final dot. Where it is 2xx, the server has the
 	// message for every recipient that it accepted.
 	Final Reply
+	// Finals are, in LMTP alone, the answers after the final dot to the recipients
+	// that were accepted, in the envelope's order; Final is then the last of them.
+	Finals []Reply
 	// Repaired is how many bare CRs and NULs of the message were not sent.
 	Repaired int64
 }
@@ -338,6 +341,9 @@ func (t *transaction) send() error {
 		failed.Perhaps = b.w.Buffered() == 0 && failed.Reply.Code == 0
 		return failed
 	}
+	if c.o.LMTP {
+		return t.finals()
+	}
 	rep, failed := c.reply(Dot, c.o.Timeouts.Dot)
 	if failed != nil {
 		failed.Perhaps = true
@@ -359,6 +365,34 @@ func (t *transaction) send() error {
 	failed = c.fail(Dot, Reply{}, fmt.Errorf("the message was answered with %d", rep.Code))
 	failed.Perhaps = true
 	return failed
+}
+
+// finals reads LMTP's answers. Those that do not come leave it open whether their
+// recipients have the message.
+func (t *transaction) finals() error {
+	c := t.c
+	t.out.Finals = make([]Reply, len(t.rcpt))
+	taken := false
+	for i := range t.rcpt {
+		if !t.out.Accepted(i) {
+			continue
+		}
+		rep, failed := c.reply(Dot, c.o.Timeouts.Dot)
+		if failed == nil && (rep.Code < 200 || rep.Code/100 == 3) {
+			failed = c.fail(Dot, Reply{}, fmt.Errorf("the message was answered with %d", rep.Code))
+		}
+		if failed != nil {
+			failed.Perhaps = true
+			return failed
+		}
+		t.out.Finals[i], t.out.Final = rep, rep
+		taken = taken || rep.Code/100 == 2
+	}
+	c.dirty = false
+	if !taken {
+		return c.fail(Dot, t.out.Final, nil)
+	}
+	return nil
 }
 
 // copy sends the message. If it cannot be read to its end, the connection is

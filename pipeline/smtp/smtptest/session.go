@@ -29,6 +29,7 @@ type session struct {
 	w        *bufio.Writer
 	hello    string
 	extended bool
+	lmtp     bool // it said LHLO
 	mail     *smtp.Mail
 	rcpt     []envelope.Recipient
 	messages int
@@ -232,6 +233,7 @@ func (c *session) doHello(verb, args string) error {
 	if code == 250 {
 		c.forget()
 		c.hello, c.extended = args, !strings.EqualFold(verb, "HELO")
+		c.lmtp = strings.EqualFold(verb, "LHLO")
 	}
 	return err
 }
@@ -393,6 +395,9 @@ func (c *session) receive(from io.Reader, bare func() bool) error {
 	m.Bare = bare()
 	c.messages++
 	c.forget()
+	if c.lmtp {
+		return c.answerEach(m)
+	}
 	st := c.s.step(Dot, "")
 	text := choose(st, "250 2.0.0 ok "+strconv.FormatUint(c.id, 10)+"."+strconv.Itoa(c.messages))
 	if text != "" {
@@ -401,6 +406,31 @@ func (c *session) receive(from io.Reader, bare func() bool) error {
 	c.s.keep(m)
 	if err := c.act(st, text); err != nil {
 		return err
+	}
+	if st := c.s.step(After, ""); st != nil {
+		return c.act(st, st.Reply)
+	}
+	return nil
+}
+
+// answerEach answers a message as LMTP does, a line for each recipient. It is kept
+// with those whom it was taken for.
+func (c *session) answerEach(m *Message) error {
+	to := m.Recipients
+	m.Recipients, m.Answer = nil, 250
+	steps, texts := make([]*Step, len(to)), make([]string, len(to))
+	for i, r := range to {
+		steps[i] = c.s.step(Dot, r.Address)
+		texts[i] = choose(steps[i], "250 2.1.5 ok "+strconv.FormatUint(c.id, 10)+"."+strconv.Itoa(c.messages))
+		if code := steps[i].code(texts[i]); code/100 == 2 {
+			m.Recipients = append(m.Recipients, r)
+		}
+	}
+	c.s.keep(m)
+	for i := range to {
+		if err := c.act(steps[i], texts[i]); err != nil {
+			return err
+		}
 	}
 	if st := c.s.step(After, ""); st != nil {
 		return c.act(st, st.Reply)

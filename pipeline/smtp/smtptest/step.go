@@ -82,7 +82,7 @@ func ParseEnd(s string) (End, bool) {
 // Step is one way in which the server misbehaves, or merely says no.
 type Step struct {
 	At At
-	// Match limits the step: to an address or "@domain" at Mail and Rcpt, to a verb
+	// Match limits the step: to an address or "@domain" at Mail and Rcpt, and in LMTP at Dot, to a verb
 	// at Hello and Data, to a mechanism at Auth. "" matches everything.
 	Match string
 	// Skip is how many times the point is passed before the step acts, Times how
