@@ -19,14 +19,16 @@ import (
 //
 // Some things cannot be encoded, and are left as they are, so Form may tell that 8
 // bits are still needed: header fields, signed parts (multipart/signed), where
-// every byte counts, and parts that cannot be understood in one way only, such as
-// those with two fields Content-Transfer-Encoding. A message with a bare CR is left
-// alone.
+// every byte counts, what stands before the first part and behind the last, and
+// parts that cannot be understood in one way only, such as those with two fields
+// Content-Transfer-Encoding, with bytes above 127 in a field's name, or with such
+// bytes although they say that they are encoded. A message with a bare CR, or
+// without a blank line behind its header, is left alone.
 //
 // The caller holds the body of what he gets, which may be that of m. Memory does not
 // grow with the body. Errors are *reply.Error: those of reading and of the spool.
 func (m Message) ToSevenBit(spool Spooler) (Message, error) {
-	if !m.body.EightBit() {
+	if text := m.headBytes(); !m.body.EightBit() || !bytes.HasSuffix(text, []byte("\n\n")) && string(text) != "\n" {
 		m.body.Retain()
 		return m, nil
 	}
@@ -34,7 +36,7 @@ func (m Message) ToSevenBit(spool Spooler) (Message, error) {
 	if _, err := first.run(m); err != nil {
 		return Message{}, reply.With(reply.ReadError, fmt.Errorf("reading the message: %w", err))
 	}
-	if first.cr || len(first.plan) == 0 && !first.fixes {
+	if first.cr || len(first.plan) == 0 {
 		m.body.Retain()
 		return m, nil
 	}
@@ -63,8 +65,6 @@ const (
 	asIs coding = iota
 	quoted
 	base64Lines
-	stillQuoted // it says quoted-printable, and has bytes above 127 all the same
-	stillBase64
 )
 
 // planned is how a leaf is to be encoded, and whether it is UTF-8.
@@ -105,7 +105,6 @@ type converter struct {
 	out      *bufio.Writer // nil the first time
 	plan     map[int]planned
 	leftover bool // bytes above 127 stay
-	fixes    bool // a leaf has bytes above 127 against its own word
 	cr       bool
 
 	frames []frame
@@ -248,7 +247,7 @@ func (c *converter) enter(h Head, digest, whole bool) Head {
 	}
 	c.place = inOpaque
 	types, codings := h.Values("Content-Type"), h.Values("Content-Transfer-Encoding")
-	if len(types) > 1 || len(codings) > 1 {
+	if len(types) > 1 || len(codings) > 1 || hasOddName(h) {
 		return h
 	}
 	kind, boundary := "text/plain", ""
@@ -284,12 +283,19 @@ func (c *converter) enter(h Head, digest, whole bool) Head {
 		return h
 	case identity:
 		return c.enterLeaf(h, whole, len(types) == 1)
-	case was == "quoted-printable":
-		c.place, c.coding = inLeaf, stillQuoted
-	case was == "base64":
-		c.place, c.coding = inLeaf, stillBase64
 	}
 	return h
+}
+
+// hasOddName reports whether a field has a name where some readers see the end of
+// the header.
+func hasOddName(h Head) bool {
+	for i := range h.Len() {
+		if !isASCII([]byte(h.Field(i).Name())) {
+			return true
+		}
+	}
+	return false
 }
 
 // mediaType is the type in lower case, and its boundary. It is not ok if it cannot
@@ -363,22 +369,12 @@ func (c *converter) content(p []byte) {
 		return
 	}
 	switch {
-	case c.place == inText:
-		for len(p) > 0 && !isASCII(p) {
-			i := bytes.IndexFunc(p, func(r rune) bool { return r >= 0x80 })
-			c.out.Write(p[:i])   //nolint:errcheck // the error stays with the writer
-			c.out.WriteByte('?') //nolint:errcheck // likewise
-			p = p[i+1:]
-		}
-		c.out.Write(p) //nolint:errcheck // likewise
-	case c.place == inOpaque || c.coding == asIs:
-		c.out.Write(p) //nolint:errcheck // likewise
+	case c.place != inLeaf || c.coding == asIs:
+		c.out.Write(p) //nolint:errcheck // the error stays with the writer
 	case c.coding == quoted:
 		c.qp.write(p)
 	case c.coding == base64Lines:
 		c.b64.write(p)
-	default:
-		c.fix(p)
 	}
 }
 

@@ -20,9 +20,7 @@ type tally struct {
 func (c *converter) measure(p []byte) {
 	c.cr = c.cr || bytes.IndexByte(p, '\r') >= 0
 	switch c.place {
-	case inText:
-		c.fixes = c.fixes || !isASCII(p)
-	case inOpaque:
+	case inText, inOpaque:
 		c.see(p)
 	case inLeaf:
 		c.tally.add(p)
@@ -82,8 +80,6 @@ func (c *converter) decide() {
 	isUTF8 := !t.invalid && len(t.rest) == 0
 	switch {
 	case t.high == 0:
-	case c.coding == stillQuoted, c.coding == stillBase64:
-		c.fixes = true
 	case len(c.plan) == maxConverted:
 		c.leftover = true
 	case 2*t.escapes > t.size*37/100+3:
@@ -92,25 +88,6 @@ func (c *converter) decide() {
 		c.plan[c.leaf] = planned{quoted, isUTF8}
 	}
 	c.tally = tally{rest: t.rest[:0]}
-}
-
-// fix writes a part of a leaf that is encoded, and has bytes above 127 for all that:
-// quoted-printable has them encoded, base64 takes no notice of them.
-func (c *converter) fix(p []byte) {
-	for len(p) > 0 {
-		i := 0
-		for i < len(p) && p[i] < 0x80 {
-			i++
-		}
-		c.out.Write(p[:i]) //nolint:errcheck // the error stays with the writer
-		if i == len(p) {
-			return
-		}
-		if c.coding == stillQuoted {
-			c.out.Write(append(c.out.AvailableBuffer(), '=', hexDigits[p[i]>>4], hexDigits[p[i]&15])) //nolint:errcheck // likewise
-		}
-		p = p[i+1:]
-	}
 }
 
 const hexDigits = "0123456789ABCDEF"
