@@ -184,3 +184,49 @@ func TestSurroundings(t *testing.T) {
 		t.Errorf("its limits are %s", limits)
 	}
 }
+
+// TestNeeds gives a plugin what it needs, and no more.
+func TestNeeds(t *testing.T) {
+	r := newRig(t)
+	m := r.read(t, 100)
+	for needs, want := range map[string]string{
+		"nothing":  "from= to=0 head=0 of 35 body=0 of 100",
+		"envelope": "from=a@example.net to=2 head=0 of 35 body=0 of 100",
+		"head":     "from=a@example.net to=2 head=35 of 35 body=0 of 100",
+		"body":     "from=a@example.net to=2 head=35 of 35 body=100 of 100",
+	} {
+		f := r.filter(t, r.settings("needs="+needs), do("given"))
+		if v, err := r.ask(t, f, m, 10*time.Second); err != nil || v.Reason != want {
+			t.Errorf("%s: %q, %v, want %q", needs, v.Reason, err, want)
+		}
+	}
+}
+
+// TestDelivery asks about a message that leaves, whose envelope is settled.
+func TestDelivery(t *testing.T) {
+	r := newRig(t)
+	m := r.read(t, 100)
+	d := &pipeline.Delivery{ID: "q1", Host: "mx.example.net", Origin: pipeline.Origin{Transaction: "t1", Peer: "192.0.2.1", Helo: "client", Standing: "external"}}
+	d.Envelope.Sender, d.Envelope.Recipients = "a@example.net", recipients("b@example.org")
+	deliver := func(act string) (pipeline.Verdict, error) {
+		f := r.filter(t, r.settings("stages=delivery"), do(act))
+		i, err := f.Open(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer i.Close()
+		return i.(pipeline.Deliverer).Deliver(t.Context(), d, m)
+	}
+	if v, err := deliver("tag"); err != nil || len(v.Edits) != 1 || v.Edits[0].Field.Value != "STAGE_DELIVERY" {
+		t.Errorf("%+v, %v", v, err)
+	}
+	if v, err := deliver("facts"); err != nil || v.Reason != "STAGE_DELIVERY ip=192.0.2.1 helo=client from=a@example.net rcpt= to=1 size=0" {
+		t.Errorf("%q, %v", v.Reason, err)
+	}
+	if v, err := deliver("body"); err != nil || v.Body.Size() != 106 {
+		t.Errorf("%+v, %v", v, err)
+	}
+	if v, err := deliver("envelope"); err == nil || !strings.Contains(err.Error(), "at the delivery stage") || v.Edits != nil {
+		t.Errorf("%+v, %v", v, err)
+	}
+}

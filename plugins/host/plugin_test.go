@@ -379,6 +379,10 @@ var acts = map[string]act{
 		t := q.GetTransaction()
 		return one(&wire.Verdict{Reason: fmt.Sprintf("%s ip=%s helo=%s from=%s rcpt=%s to=%d size=%d", q.GetStage(), q.GetSession().GetRemoteIp(), q.GetSession().GetHelo(), t.GetSender(), q.GetRecipient(), len(t.GetRecipients()), o.Size)})
 	},
+	"given": func(_ context.Context, _ *player, _ *options, q *wire.JudgeRequest) (*wire.JudgeReply, error) {
+		t, m := q.GetTransaction(), q.GetMessage()
+		return one(&wire.Verdict{Reason: fmt.Sprintf("from=%s to=%d head=%d of %d body=%d of %d", t.GetSender(), len(t.GetRecipients()), len(m.GetHead()), m.GetHeadSize(), len(m.GetInline()), m.GetBodySize())})
+	},
 	"env": func(context.Context, *player, *options, *wire.JudgeRequest) (*wire.JudgeReply, error) {
 		fds, err := os.ReadDir("/proc/self/fd")
 		if err != nil {

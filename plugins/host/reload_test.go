@@ -199,3 +199,50 @@ func count(t *testing.T) counts {
 	}
 	return counts{len(fds), goroutines()}
 }
+
+// TestNewContent takes a program of the same name for another one if its content
+// is, and a script that an argument names likewise.
+func TestNewContent(t *testing.T) {
+	r := newRig(t)
+	dir := t.TempDir()
+	program, script := filepath.Join(dir, "plugin"), filepath.Join(dir, "script")
+	copyFile(t, r.self, program)
+	if err := os.WriteFile(script, []byte("one"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s := r.settings()
+	s.Command = []string{program, "say=x"}
+	r.filter(t, s, do("tag"))
+	r.filter(t, s, do("tag"))
+	if n := len(r.Status()); n != 1 {
+		t.Errorf("%d versions of the same program", n)
+	}
+	fresh := program + ".new"
+	copyFile(t, r.self, fresh)
+	f, err := os.OpenFile(fresh, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteString("another"); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	if err := os.Rename(fresh, program); err != nil {
+		t.Fatal(err)
+	}
+	r.filter(t, s, do("tag"))
+	if n := len(r.Status()); n != 2 {
+		t.Errorf("%d versions after the program was replaced", n)
+	}
+	s.Command = []string{program, script}
+	before, err := s.fingerprint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(script, []byte("two"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := s.fingerprint(); err != nil || after == before {
+		t.Errorf("a script's change is not noticed: %v", err)
+	}
+}
