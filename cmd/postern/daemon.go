@@ -184,6 +184,7 @@ func (d *daemon) use(c *config.Config) error {
 	d.current.Store(c)
 	if d.engine != nil {
 		d.engine.config.Store(c)
+		d.engine.limits.reloaded()
 	}
 	d.level.Set(c.Log.SlogLevel())
 	d.make(changes)
@@ -306,7 +307,7 @@ func (d *daemon) door() admin.Daemon {
 		Reload: func(context.Context) (api.Reload, error) { return d.reload("admin socket") },
 	}
 	if d.engine != nil {
-		door.Queue, door.Store = d.engine.queue, d.engine.store
+		door.Queue, door.Store, door.Limits = d.engine.queue, d.engine.store, d.engine.limits
 		door.Release, door.Elsewhere = d.quarantine.release, d.quarantine.elsewhere
 	}
 	return door

@@ -105,23 +105,24 @@ func (e *engine) newQueue(c *config.Config, resolver *resolve.Resolver, chains *
 		return carried(e.config.Load(), m, form, e.store)
 	}}
 	var err error
-	if e.limits, err = newLimits(e.config.Load); err != nil {
+	if e.limits, err = newLimits(e.config.Load, resolver); err != nil {
 		return nil, err
 	}
 	o := outbound(c, e.config.Load, resolver, log)
-	o.Gate, o.Freed = e.limits, func(site string) { e.queue.Admissible(site) }
+	o.Gate, o.Freed, o.Connections = e.limits, e.limits.wake, e.limits.connections
+	o.Group = func(domain string) string { return e.config.Load().GroupOf(domain) }
 	if e.remote, err = smtp.New(o); err != nil {
 		return nil, err
 	}
-	e.limits.exit, e.limits.wake = e.remote, o.Freed
+	e.limits.exit = e.remote
 	mailboxes, err := local.New(local.Options{Dir: "/", Hostname: c.Hostname, Log: log, Mailboxes: e.mailbox, Serves: e.hasMailboxes})
 	if err != nil {
 		return nil, err
 	}
-	return queue.Open(queue.Options{
+	e.limits.queue, err = queue.Open(queue.Options{
 		Store: e.store, Spool: e.store, Log: log, Now: time.Now, Host: c.Hostname, Route: e.channel,
 		Prepare:   e.leave.prepare,
-		SiteLimit: c.Queue.Domain, Lifetime: c.Queue.Lifetime,
+		SiteLimit: gated, Lifetime: c.Queue.Lifetime,
 		Channels: []queue.Channel{
 			{Name: remoteChannel, Exit: remoteExit{e.remote}, Backoff: c.Queue.Backoff(), Limit: slots(c.Queue.Remote), Locate: e.limits.locate, Admit: e.limits.admit},
 			{Name: localChannel, Exit: localExit{mailboxes}, Backoff: schedule.Qmail(schedule.QmailLocal), Limit: slots(c.Queue.Local)},
@@ -140,7 +141,12 @@ func (e *engine) newQueue(c *config.Config, resolver *resolve.Resolver, chains *
 			},
 		},
 	})
+	return e.limits.queue, err
 }
+
+// gated is the most deliveries to a site that the schedule knows of: the Gate has
+// the limits of sites, and those of what stays here are their channel's.
+const gated = 100_000
 
 // slots is a concurrency as the schedule takes it, where 0 is the default and
 // less than that stops a channel; in qmail 0 stops it.

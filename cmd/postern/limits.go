@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/postern-mta/postern/cmd/postern/config"
 	wire "github.com/postern-mta/postern/pipeline/smtp"
 	"github.com/postern-mta/postern/queue"
+	"github.com/postern-mta/postern/queue/egress/site"
 	"github.com/postern-mta/postern/queue/egress/smtp"
 	"github.com/postern-mta/postern/queue/limit"
 )
@@ -18,54 +20,71 @@ import (
 // limits joins the queue, which asks who may be delivered to, and the exit, which
 // opens connections, to the Gate. It belongs to the daemon.
 type limits struct {
-	gate      *limit.Gate
-	providers []limit.KnownProvider
-	now       func() time.Time
-	config    func() *config.Config
-	// exit tells of free connections, and where domains are; wake calls sites that
-	// wait. Both are set once, before anything is asked.
-	exit *smtp.Exit
-	wake func(site string)
+	gate   *limit.Gate
+	now    func() time.Time
+	config func() *config.Config
+	// exit tells of free connections, and where domains are; queue wakes sites that
+	// wait, and resolver finds the addresses of hosts, for people. They are set once,
+	// before anything is asked.
+	exit     *smtp.Exit
+	queue    *queue.Queue
+	resolver smtp.Resolver
 
 	done chan struct{} // closed to end the sweeping
 	wg   sync.WaitGroup
 
+	counts limitCounts
+
 	mu    sync.Mutex
-	paths map[string]limit.Path // by site
-	free  map[string]int        // leaves given for free connections, by site
+	sites map[string]*knownSite
+	free  map[string]int // leaves given for free connections, by site
 }
 
-// maxPaths bounds what is remembered of sites; what is forgotten is found again
-// with the next look at the DNS.
-const maxPaths = 200_000
+// knownSite is a site with what it counts for under a configuration.
+type knownSite struct {
+	hosts  []string
+	routed bool
+	path   limit.Path
+	under  *config.Config
+}
 
-func newLimits(c func() *config.Config) (*limits, error) {
+// maxSites bounds what is remembered of sites; what is forgotten is found again
+// with the next look at the DNS.
+const maxSites = 200_000
+
+func newLimits(c func() *config.Config, resolver smtp.Resolver) (*limits, error) {
 	classes, err := limit.ShippedClasses()
 	if err != nil {
 		return nil, err
 	}
-	providers, err := limit.ShippedProviders()
-	if err != nil {
-		return nil, err
-	}
-	l := &limits{providers: providers, now: time.Now, config: c, paths: map[string]limit.Path{}, free: map[string]int{}}
-	l.gate = limit.New(limit.Options{Classes: classes, Bounds: l.bounds, Wake: func(site string) { l.wake(site) }})
+	l := &limits{now: time.Now, config: c, resolver: resolver, sites: map[string]*knownSite{}, free: map[string]int{}}
+	l.gate = limit.New(limit.Options{Classes: classes, Bounds: func(k limit.Key) limit.Bounds { return l.limited(k).Bounds }, Wake: l.wake})
 	return l, nil
 }
 
-// bounds are what the configuration gives a key.
-func (l *limits) bounds(k limit.Key) limit.Bounds {
+func (l *limits) wake(site string) { l.queue.Admissible(site) }
+
+// limited are the limits that the configuration in force gives a key.
+func (l *limits) limited(k limit.Key) config.Limited {
+	c := l.config()
 	switch k.Level {
-	case limit.Site:
-		return limit.Bounds{Connections: l.config().Queue.Domain}
+	case limit.Source:
+		return c.SourceLimits(k.Name)
 	case limit.Provider:
-		for i := range l.providers {
-			if l.providers[i].Name == k.Name {
-				return l.providers[i].Bounds
-			}
-		}
+		return c.ProviderLimits(k.Name)
+	case limit.Group:
+		return c.GroupLimits(k.Name)
+	case limit.Site:
+		return c.SiteLimits(l.path(k.Name).Groups)
+	case limit.Address:
+		return c.AddressLimits(c.GroupsOfAddressName(k.Name))
 	}
-	return limit.Bounds{}
+	return config.Limited{}
+}
+
+// connections is the most connections that a site may have, 0 for no bound.
+func (l *limits) connections(site string) int {
+	return max(0, l.limited(limit.Key{Level: limit.Site, Name: site}).Connections)
 }
 
 // locate is the site of a domain: the hosts that take its mail, so that all their
@@ -75,26 +94,74 @@ func (l *limits) locate(ctx context.Context, domain string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	p := limit.Path{Site: place.Site.Name}
-	if !place.Routed {
-		p.Provider = limit.ProviderOf(l.providers, place.Hosts)
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.paths) >= maxPaths {
-		clear(l.paths)
-	}
-	l.paths[p.Site] = p
-	return p.Site, nil
+	l.learn(place)
+	return place.Site.Name, nil
 }
 
-func (l *limits) path(site string) limit.Path {
+// learn notes what a site counts for.
+func (l *limits) learn(place smtp.Place) limit.Path {
+	c := l.config()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if p, ok := l.paths[site]; ok {
-		return p
+	if s := l.sites[place.Site.Name]; s != nil && s.under == c && s.routed == place.Routed {
+		return s.path
 	}
-	return limit.Path{Site: site}
+	if len(l.sites) >= maxSites {
+		clear(l.sites)
+	}
+	s := &knownSite{hosts: place.Hosts, routed: place.Routed}
+	s.place(place.Site.Name, c)
+	l.sites[place.Site.Name] = s
+	return s.path
+}
+
+// place finds what a site counts for. A group that it is in by its domain comes
+// first.
+func (s *knownSite) place(name string, c *config.Config) {
+	s.under = c
+	s.path = limit.Path{Site: name, Groups: c.GroupsOfHosts(s.hosts)}
+	if g := site.Group(name); g != "" {
+		s.path.Groups = append([]string{g}, slices.DeleteFunc(s.path.Groups, func(other string) bool { return other == g })...)
+	}
+	if !s.routed {
+		s.path.Provider = limit.ProviderOf(c.Providers(), s.hosts)
+	}
+	if _, there := c.Source[config.DefaultLimits]; there {
+		s.path.Source = config.DefaultLimits
+	}
+}
+
+// path is what a site counts for.
+func (l *limits) path(name string) limit.Path {
+	c := l.config()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.sites[name]
+	if s == nil {
+		s = &knownSite{}
+	}
+	if s.under != c {
+		s.place(name, c)
+	}
+	return s.path
+}
+
+// reloaded has every site that waits ask again, under the new configuration.
+func (l *limits) reloaded() { l.wakeThose(func(*limit.Path) bool { return true }) }
+
+// wakeThose has sites ask again.
+func (l *limits) wakeThose(which func(*limit.Path) bool) {
+	l.mu.Lock()
+	var all []string
+	for name, s := range l.sites {
+		if which(&s.path) {
+			all = append(all, name)
+		}
+	}
+	l.mu.Unlock()
+	for _, name := range all {
+		l.wake(name)
+	}
 }
 
 // permit is leave to deliver: over a connection that is free, or a new one.
@@ -107,6 +174,10 @@ type permit struct {
 
 // admit is the queue's question, with the queue locked.
 func (l *limits) admit(now time.Time, site string) (queue.Leave, *queue.Wait) {
+	if no := l.gate.Suspended(now, l.path(site)); no != nil {
+		l.counts.refused(no)
+		return nil, &queue.Wait{Until: no.Until}
+	}
 	_, free := l.exit.Connections(site)
 	l.mu.Lock()
 	if l.free[site] < free {
@@ -115,12 +186,12 @@ func (l *limits) admit(now time.Time, site string) (queue.Leave, *queue.Wait) {
 		return &permit{l: l, site: site, free: true}, nil
 	}
 	l.mu.Unlock()
-	t, no := l.gate.Open(now, l.path(site))
+	t, no := l.open(now, site)
 	if no != nil {
 		return nil, &queue.Wait{Until: no.Until}
 	}
 	v := &permit{l: l, site: site}
-	v.ticket.Store(&ticket{l: l, t: t})
+	v.ticket.Store(t)
 	return v, nil
 }
 
@@ -142,45 +213,58 @@ func (v *permit) back(t smtp.Ticket) {
 // Release gives up what was not used.
 func (v *permit) Release() {
 	if t := v.ticket.Swap(nil); t != nil {
-		t.t.Return(v.l.now())
+		t.giveBack()
 	}
 	if !v.free {
 		return
 	}
 	v.l.mu.Lock()
-	defer v.l.mu.Unlock()
 	if v.l.free[v.site]--; v.l.free[v.site] <= 0 {
 		delete(v.l.free, v.site)
 	}
+	v.l.mu.Unlock()
+	// While this counted, others may have been refused a connection that is free
+	// now, or will be.
+	v.l.wake(v.site)
 }
 
 // Open is the exit's question, for a connection that no leave was given for.
 func (l *limits) Open(site string) (smtp.Ticket, error) {
-	t, no := l.gate.Open(l.now(), l.path(site))
+	t, no := l.open(l.now(), site)
 	if no != nil {
 		return nil, notNow(no)
 	}
-	return &ticket{l: l, t: t}, nil
+	return t, nil
+}
+
+// open asks for a connection.
+func (l *limits) open(now time.Time, site string) (*ticket, *limit.Refusal) {
+	p := l.path(site)
+	t, no := l.gate.Open(now, p)
+	if no != nil {
+		l.counts.refused(no)
+		return nil, no
+	}
+	k := &ticket{l: l, t: t, provider: l.providerLabel(p.Provider)}
+	l.counts.opened(k.provider, 1)
+	return k, nil
 }
 
 func notNow(no *limit.Refusal) error { return &smtp.NotNow{Until: no.Until, Why: no.String()} }
 
 // ticket is a limit.Ticket as the exit knows it.
 type ticket struct {
-	l *limits
-	t *limit.Ticket
+	l        *limits
+	t        *limit.Ticket
+	provider string // as it is counted
+	over     sync.Once
 }
 
-// At says where the connection goes. The address counts by itself for IPv4 and by
-// its /64 for IPv6, of which anybody has plenty.
+// At says where the connection goes.
 func (t *ticket) At(a netip.Addr) error {
-	name := a.String()
-	if a.Is6() {
-		if p, err := a.WithZone("").Prefix(64); err == nil {
-			name = p.String()
-		}
-	}
-	if no := t.t.At(t.l.now(), name); no != nil {
+	c := t.l.config()
+	if no := t.t.At(t.l.now(), c.AddressName(a), c.GroupsOfAddress(a)...); no != nil {
+		t.l.counts.refused(no)
 		return notNow(no)
 	}
 	return nil
@@ -189,10 +273,23 @@ func (t *ticket) At(a netip.Addr) error {
 func (t *ticket) Greeted()              { t.t.Greeted(t.l.now()) }
 func (t *ticket) Unreachable(err error) { t.t.Unreachable(t.l.now(), err.Error()) }
 func (t *ticket) Taken()                { t.t.Taken(t.l.now()) }
-func (t *ticket) Close()                { t.t.Close(t.l.now()) }
+
+// Close ends the connection, giveBack a ticket that was not used for one.
+func (t *ticket) Close() {
+	t.end()
+	t.t.Close(t.l.now())
+}
+
+func (t *ticket) giveBack() {
+	t.end()
+	t.t.Return(t.l.now())
+}
+
+func (t *ticket) end() { t.over.Do(func() { t.l.counts.opened(t.provider, -1) }) }
 
 func (t *ticket) Message(recipients int) error {
 	if no := t.t.Message(t.l.now(), recipients); no != nil {
+		t.l.counts.refused(no)
 		return notNow(no)
 	}
 	return nil
@@ -203,7 +300,7 @@ func (t *ticket) Said(answer wire.Reply, early bool) {
 	if answer.Coded {
 		a.Enhanced = fmt.Sprintf("%d.%d.%d", answer.Code/100, answer.Enhanced.Subject, answer.Enhanced.Detail)
 	}
-	t.t.Said(t.l.now(), a)
+	t.l.counts.answered(t.t.Said(t.l.now(), a).Class)
 }
 
 // gateEvery is how often the Gate forgets and looks who may go on.

@@ -85,7 +85,7 @@ Begin with "postern demo", then write a configuration and "postern check" it.`,
 	}
 	c.AddCommand(
 		serveCommand(), checkCommand(), explainCommand(), mimeCommand(), filterCommand(), statusCommand(), reloadCommand(),
-		queueCommand(), quarantineCommand(), queueDirectCommand(), qstatCommand(), qreadCommand(), metricsCommand(), configCommand(), importCommand(), dkimCommand(), passwordCommand(), greylistCommand(), ratelimitCommand(), rewriteCommand(), checkpasswordHelperCommand(), sinkCommand(), demoCommand(), pluginCommand(), manCommand(), versionCommand(),
+		queueCommand(), quarantineCommand(), queueDirectCommand(), qstatCommand(), qreadCommand(), metricsCommand(), siteCommand(), configCommand(), importCommand(), dkimCommand(), passwordCommand(), greylistCommand(), ratelimitCommand(), rewriteCommand(), checkpasswordHelperCommand(), sinkCommand(), demoCommand(), pluginCommand(), manCommand(), versionCommand(),
 	)
 	return c
 }

@@ -105,7 +105,7 @@ func TestScripts(t *testing.T) {
 					return os.MkdirAll(filepath.Join(dir, "record"), 0o777)
 				},
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
-					"up": cmdUp, "waitlog": cmdWaitLog, "recorded": cmdRecorded, "same": cmdSame, "sleepfor": cmdSleep, "signal": cmdSignal, "memory": cmdMemory, "empty": cmdEmpty, "waitmail": cmdWaitMail, "waitqueue": cmdWaitQueue, "config": cmdConfig,
+					"up": cmdUp, "waitlog": cmdWaitLog, "recorded": cmdRecorded, "same": cmdSame, "sleepfor": cmdSleep, "signal": cmdSignal, "memory": cmdMemory, "empty": cmdEmpty, "waitmail": cmdWaitMail, "waitqueue": cmdWaitQueue, "waitsite": cmdWaitSite, "config": cmdConfig,
 				},
 				Condition: func(cond string) (bool, error) {
 					switch cond {

@@ -380,13 +380,14 @@ func (t *Ticket) close(now time.Time) {
 }
 
 // Message asks leave to begin a message with so many recipients. A Refusal of
-// MessagesEach or RecipientsEach has no time: the connection is used up.
+// MessagesEach or RecipientsEach has no time: the connection is used up. What is
+// suspended gets no further messages over connections that are open.
 func (t *Ticket) Message(now time.Time, recipients int) *Refusal {
 	g := t.g
 	g.mu.Lock()
 	defer g.unlock()
 	keys := slices.Concat(t.keys, t.at)
-	var no *Refusal
+	no := g.suspended(now, keys, t.path, t.control)
 	for _, k := range keys {
 		b := g.bounds(now, k)
 		switch {

@@ -1,6 +1,7 @@
 package limit
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -8,11 +9,37 @@ import (
 )
 
 // Suspend admits nothing for a key until then; a zero time means until Resume.
-// What is open stays. It replaces an operator's earlier word about the key.
+// What is open stays, and gets no further messages. It replaces an operator's
+// earlier word about the key.
 func (g *Gate) Suspend(k Key, until time.Time, why string) {
 	g.mu.Lock()
 	defer g.unlock()
 	g.holds[k] = hold{until: until, why: why, suspend: true}
+}
+
+// Suspended says whether a path is suspended, by an operator or by an answer that
+// blocks us, so that nothing may be sent to it over connections that are open; nil
+// if it is not.
+func (g *Gate) Suspended(now time.Time, p Path) *Refusal {
+	g.mu.Lock()
+	defer g.unlock()
+	return g.suspended(now, p.keys(), p, g.controls[pair{p.Site, p.Source}])
+}
+
+// suspended is Suspended; c may be nil. A site that cannot be reached is none
+// that has blocked us. The Gate is locked.
+func (g *Gate) suspended(now time.Time, keys []Key, p Path, c *Control) (no *Refusal) {
+	if len(g.holds) > 0 {
+		for _, k := range keys {
+			if h, ok := g.holds[k]; ok && h.suspend && h.holds(now) {
+				no = tighter(no, &Refusal{Key: k, What: "suspended", Until: h.until, Why: h.why})
+			}
+		}
+	}
+	if c != nil && c.failures < failuresToSleep && now.Before(c.until) {
+		no = tighter(no, &Refusal{Key: Key{Adapted, p.adapted()}, What: "suspended", Until: c.until, Why: c.why})
+	}
+	return no
 }
 
 // Set puts bounds over the configured ones until then; a zero time means until
@@ -97,6 +124,31 @@ func (g *Gate) Sweep(now time.Time) {
 	}
 }
 
+// Held is an operator's word about a key: a suspension, or bounds.
+type Held struct {
+	Key       Key
+	Suspended bool
+	Bounds    Bounds
+	// Until is zero if it holds until Resume.
+	Until time.Time
+	Why   string
+}
+
+// Held lists the operator's words that hold, by key.
+func (g *Gate) Held(now time.Time) (all []Held) {
+	g.mu.Lock()
+	defer g.unlock()
+	for k, h := range g.holds {
+		if h.holds(now) {
+			all = append(all, Held{k, h.suspend, h.bounds, h.until, h.why})
+		}
+	}
+	slices.SortFunc(all, func(a, b Held) int {
+		return cmp.Or(cmp.Compare(a.Key.Level, b.Key.Level), strings.Compare(a.Key.Name, b.Key.Name))
+	})
+	return all
+}
+
 // Line is one limit as an operator sees it.
 type Line struct {
 	Key  Key
@@ -158,6 +210,9 @@ func (g *Gate) Explain(now time.Time, p Path, addresses ...string) Explanation {
 	}
 	e.Control = control.state(now)
 	e.Binding = tighter(e.Binding, g.lookControl(now, p, control))
+	if no := g.suspended(now, p.keys(), p, control); no != nil {
+		e.Binding = no // whatever else there is would not let it go
+	}
 	if e.Binding != nil {
 		for i := range e.Lines {
 			e.Lines[i].Binds = e.Lines[i].Key == e.Binding.Key && e.Lines[i].What == e.Binding.What

@@ -52,6 +52,7 @@ type look struct {
 	queue  *queue.Stats  // nil: there is none, or it could not be read
 	store  *pebble.Stats // likewise
 	state  []state.Stats
+	limits *LimitStats // nil: there are none
 	// plugins are those of the configuration in force, the ones they replaced
 	// counted with them.
 	plugins []host.Status
@@ -127,6 +128,35 @@ var metrics = [...]struct {
 			say(float64(n), dsn.Kind(i).String())
 		}
 	})},
+
+	{"postern_site_connections", "provider", "connections to other servers, by known provider, or other", func(l *look, say say) {
+		if l.limits != nil {
+			for provider, n := range l.limits.Connections {
+				say(float64(n), provider)
+			}
+		}
+	}},
+	{"postern_site_refusals_total", "level what", "connections and messages that a limit put off, by its level (source, provider, group, site, address, or adapted for what servers answered) and what it limits", func(l *look, say say) {
+		if l.limits != nil {
+			for of, n := range l.limits.Refused {
+				say(float64(n), of[0], of[1])
+			}
+		}
+	}},
+	{"postern_site_answers_total", "class", "answers of servers that were no success, by what they say about limits: count, rate, blocked, greylisted, down or nothing", func(l *look, say say) {
+		if l.limits != nil {
+			for class, n := range l.limits.Answers {
+				say(float64(n), class)
+			}
+		}
+	}},
+	{"postern_site_suspended", "by", "sites, providers and so on to which nothing is sent, by who said so: operator, or answers", func(l *look, say say) {
+		if l.limits != nil {
+			for by, n := range l.limits.Suspended {
+				say(float64(n), by)
+			}
+		}
+	}},
 
 	{"postern_state_entries", "filter", "what the filters remember, in entries", ofState(func(s *state.Stats) int64 { return s.Entries })},
 	{"postern_state_bytes", "filter", "bytes of these entries", ofState(func(s *state.Stats) int64 { return s.Bytes })},
@@ -250,6 +280,10 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	if c.d.Store != nil {
 		s := c.d.Store.Stats()
 		l.store = &s
+	}
+	if c.d.Limits != nil {
+		s := c.d.Limits.Stats()
+		l.limits = &s
 	}
 	if c.d.Plugins != nil {
 		l.plugins = byName(c.d.Plugins())

@@ -51,6 +51,7 @@ func (r *rig) families() map[string]*dto.MetricFamily {
 // was done.
 func TestMetrics(t *testing.T) {
 	r := newRig(t, func(d *Daemon) {
+		d.Limits = &fakeLimits{}
 		d.StateStats = func() []state.Stats {
 			return []state.Stats{{Space: "greylist", Entries: 1, Bytes: 2, Expired: 3, Evicted: 4}, {Space: "rate\xfflimit"}}
 		}
@@ -118,6 +119,8 @@ func TestMetrics(t *testing.T) {
 	for want, value := range map[string]float64{
 		`postern_plugin_processes{plugin="tagger"}`: 3, `postern_plugin_calls{plugin="tagger"}`: 3, `postern_plugin_answers_total{plugin="tagger"}`: 30,
 		`postern_plugin_restarts_total{plugin="tagger"}`: 4, `postern_plugin_start_failures_total{plugin="tagger"}`: 5,
+		`postern_site_connections{provider="google"}`: 2, `postern_site_refusals_total{level="provider",what="connections"}`: 7,
+		`postern_site_answers_total{class="count"}`: 3, `postern_site_suspended{by="operator"}`: 1,
 		`postern_info{version="1.2"}`: 1, `postern_config_generation`: 3, `postern_entrance_sessions{entrance="mx"}`: 4,
 		`postern_messages_total{answer="refused",entrance="mx"}`: 1, `postern_messages_total{answer="accepted",entrance="mx"}`: 1,
 		`postern_messages_total{answer="none",entrance="mx"}`: 1, `postern_messages_total{answer="deferred",entrance="m?"}`: 1,

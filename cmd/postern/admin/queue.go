@@ -456,13 +456,14 @@ func (d queueDoor) sites(_ http.ResponseWriter, r *http.Request) (any, error) {
 	all := []api.Site{}
 	for _, s := range d.Queue.Sites() {
 		if len(all) < q.most && s.Name >= from {
-			all = append(all, siteOf(s))
+			all = append(all, SiteOf(s))
 		}
 	}
 	return all, nil
 }
 
-func siteOf(s schedule.SiteInfo) api.Site {
+// SiteOf puts a site of the schedule into the API's words.
+func SiteOf(s schedule.SiteInfo) api.Site {
 	a := api.Site{
 		Name: s.Name, Domains: s.Domains, Queued: s.Queued, InFlight: s.InFlight, Held: s.Held, Due: s.Due, NextDue: stamp(s.NextDue),
 		Connections: s.Batches, Limit: s.Limit, Allowed: s.Allowed, Own: s.Own, Living: s.Living, Failures: s.Failures,

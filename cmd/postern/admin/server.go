@@ -48,6 +48,8 @@ type Daemon struct {
 	Plugins func() []host.Status
 	// StateStats tells what the filters' state takes; nil: nothing is told.
 	StateStats func() []state.Stats
+	// Limits are those of what is sent; nil if nothing is.
+	Limits Limits
 	// Meter counts what the entrances take; nil: nothing is counted.
 	Meter *Meter
 	// Now is the clock; nil means the system's.
@@ -143,6 +145,7 @@ func (d Daemon) routes() http.Handler {
 	})
 	d.queueRoutes(mux)
 	d.quarantineRoutes(mux)
+	d.limitRoutes(mux)
 	d.stateRoutes(mux)
 	mux.Handle("GET /metrics", d.metrics())
 	return mux

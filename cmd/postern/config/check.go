@@ -41,6 +41,7 @@ var checks = []func(*loader){
 	(*loader).checkPluginsUsed,
 	(*loader).checkRunsAs,
 	(*loader).checkQueue,
+	(*loader).checkLimitsAbroad,
 	(*loader).checkBounce,
 	(*loader).checkMailboxes,
 	(*loader).checkRoutes,
@@ -70,18 +71,13 @@ func (l *loader) at(path string) place {
 	}
 }
 
-// misplaced reports keys that are known elsewhere: tables of later versions, and
-// keys of the top that came after a table, which in TOML makes them that
-// table's.
+// misplaced reports keys that are known elsewhere: those of the top that came
+// after a table, which in TOML makes them that table's.
 func misplaced(p *problems, path, key string, at place) bool {
-	switch {
-	case path == "" && later[key] != "":
-		p.add(at, "[%s]: %s; remove the table", key, later[key])
-	case path != "" && topLevel(key):
-		p.add(at, "unknown key %s in [%s]; it belongs at the top of the file, before the first [table]", show(key), shown(path))
-	default:
+	if path == "" || !topLevel(key) {
 		return false
 	}
+	p.add(at, "unknown key %s in [%s]; it belongs at the top of the file, before the first [table]", show(key), shown(path))
 	return true
 }
 

@@ -79,7 +79,8 @@ type Config struct {
 	routes    map[string]Route
 	mailboxes map[string]string
 	locals    map[string]bool
-	tls       map[string]*TLS          // by domain
+	tls       map[string]*TLS // by domain
+	limits    siteLimits
 	set       map[string]place         // of what was written, by path
 	from      map[string]string        // of what was not, if it is no plain default
 	options   map[string]reflect.Value // the filters' own structs, for Effective

@@ -20,7 +20,7 @@ type Queue struct {
 	Retry    string        `toml:"retry" doc:"how the pauses between attempts grow: qmail [C], exponential BASE FACTOR MOST, or list INTERVAL..., each with jitter N% if the default of ten per cent is not wanted"`
 	Remote   int           `toml:"remote" min:"0" doc:"the most deliveries over the network at a time; 0 holds them" unset:"control/concurrencyremote, else 200"`
 	Local    int           `toml:"local" min:"0" doc:"the most deliveries to mailboxes at a time; 0 holds them" unset:"control/concurrencylocal, else 10"`
-	Domain   int           `toml:"domain" min:"1" doc:"the most deliveries to one recipient domain at a time"`
+	Domain   int           `toml:"domain" min:"1" doc:"the older name of site.default.connections" unset:"site.default.connections"`
 	LowSpace int64         `toml:"low_space" unit:"bytes" min:"0" doc:"what must be free on the disk for new mail to be taken"`
 	Resolver []string      `toml:"resolver" doc:"DNS servers, host:port" unset:"those of /etc/resolv.conf"`
 

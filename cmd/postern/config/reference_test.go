@@ -86,7 +86,7 @@ func TestFullFileHasEveryKey(t *testing.T) {
 	from := map[string]string{}
 	for _, s := range c.Effective() {
 		parts := strings.Split(s.Key, ".")
-		if len(parts) > 2 && slices.Contains([]string{"listen", "chain_options", "filter", "certificate", "auth", "tls", "plugin"}, parts[0]) {
+		if len(parts) > 2 && slices.Contains([]string{"listen", "chain_options", "filter", "certificate", "auth", "tls", "site", "provider", "source", "plugin"}, parts[0]) {
 			if parts[1] = "NAME"; from[strings.Join(parts, ".")] != "" && !strings.HasPrefix(s.From, "testdata/") {
 				continue
 			}

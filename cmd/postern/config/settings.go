@@ -73,6 +73,11 @@ type Settings struct {
 	// Outbound and TLS are about connections to other servers.
 	Outbound Outbound        `toml:"outbound" doc:"how mail leaves over the network; it counts from the next start"`
 	TLS      map[string]*TLS `toml:"tls" keys:"names" doc:"how connections to other servers are protected: [tls.default] for all, and tables for some domains" unset:"opportunistic for all"`
+	// Site, Provider, Address and Source are limits of what is sent.
+	Site     map[string]*Site     `toml:"site" keys:"names" doc:"limits of what is sent: [site.default] for the hosts of each domain, and tables for groups that share their limits" unset:"20 connections, 100 new ones a minute, 100 messages a second, 100 messages and 1000 recipients a connection; control/supplsX and concurrencysupplX are groups"`
+	Provider map[string]*Provider `toml:"provider" keys:"names" doc:"limits that all sites of a provider share, over those of the shipped table, key by key" unset:"the shipped table: postern site providers"`
+	Address  Addresses            `toml:"address" doc:"limits of addresses that are connected to"`
+	Source   map[string]*Source   `toml:"source" keys:"names" doc:"limits of all that leaves from an address of ours; [source.default] is for the one that the system chooses" unset:"none"`
 	// Certificate and ACME are about TLS, Auth about logins.
 	Certificate map[string]*Certificate `toml:"certificate" keys:"names" doc:"certificates of the SMTP entrances, a table for each"`
 	ACME        ACME                    `toml:"acme" doc:"certificates from an authority that speaks ACME (RFC 8555)"`
@@ -179,6 +184,7 @@ func defaults() Settings {
 		Queue:      Queue{Lifetime: schedule.DefaultLifetime, Retry: "qmail", Remote: 200, Local: 10, Domain: schedule.DefaultSiteLimit, LowSpace: 256 << 20},
 		ACME:       ACME{Directory: "https://acme-v02.api.letsencrypt.org/directory", Address: ":80", Fallback: "none"},
 		Outbound:   Outbound{EightBit: "convert", Keep: 5 * time.Second, Messages: 100},
+		Address:    Addresses{Default: Address{IPv4Prefix: 32, IPv6Prefix: 64}},
 		Quarantine: Quarantine{Retention: 30 * 24 * time.Hour, SummaryHour: 7},
 		Bounce:     Bounce{Format: "mime", External: "verified", MaxOriginal: dsn.DefaultMaxOriginal, Warn: 4 * time.Hour},
 	}
@@ -210,11 +216,6 @@ func (u *User) UnmarshalText(text []byte) error {
 	}
 	u.Name = string(text)
 	return nil
-}
-
-// later are the tables of versions to come, with what to say about them.
-var later = map[string]string{
-	"site": "limits for each destination are not in this version",
 }
 
 // topLevel are the keys that stand before the first table.

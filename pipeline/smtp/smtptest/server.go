@@ -328,8 +328,10 @@ func (s *Server) admit(conn net.Conn) {
 	}()
 }
 
+// leave counts a connection off and closes it: the peer, who may open another one
+// as soon as this is closed, must not be counted twice.
 func (s *Server) leave(conn net.Conn, host netip.Addr, refused bool) {
-	conn.Close()
+	defer conn.Close()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.open, conn)

@@ -22,6 +22,38 @@ type Site struct {
 	Label string
 }
 
+// In is the site of those domains of s that are in a group with a name of letters,
+// digits, - and _; one of no group is s itself.
+func (s Site) In(group string) Site {
+	if group == "" {
+		return s
+	}
+	return Site{Name: group + "=" + s.Name, Label: group + ": " + s.Label}
+}
+
+// Group is the group of a site's name, "" if it is in none.
+func Group(name string) string {
+	group, rest, found := strings.Cut(name, "=")
+	if !found || group == digest && len(rest) == 2*sha256.Size && strings.Trim(rest, "0123456789abcdef") == "" {
+		return ""
+	}
+	return group
+}
+
+// Hosts are the hosts of a site's name, of which a digest tells none.
+func Hosts(name string) []string {
+	if g := Group(name); g != "" {
+		name = strings.TrimPrefix(name, g+"=")
+	}
+	if strings.Contains(name, "=") {
+		return nil
+	}
+	return strings.Split(name, ",")
+}
+
+// digest begins the names that are digests.
+const digest = "sha256"
+
 // maxName is the longest name in bytes that lists the hosts; a longer one is a
 // digest of them, so that names stay short keys.
 const maxName = 200
@@ -44,7 +76,7 @@ func Of(hosts ...string) Site {
 	if len(s.Name) > maxName {
 		// A comma occurs in no host name and an equals sign in no list of them.
 		sum := sha256.Sum256([]byte(s.Name))
-		s.Name = "sha256=" + hex.EncodeToString(sum[:])
+		s.Name = digest + "=" + hex.EncodeToString(sum[:])
 	}
 	return s
 }

@@ -2,6 +2,8 @@ package site_test
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/postern-mta/postern/queue/egress/site"
@@ -26,5 +28,29 @@ func TestOf(t *testing.T) {
 			t.Fatalf("%d hosts: name %q, that of %d", i+1, name, k)
 		}
 		seen[name] = i + 1
+	}
+}
+
+func TestGroup(t *testing.T) {
+	var many []string
+	for i := range 40 {
+		many = append(many, fmt.Sprintf("mx%d.example", i))
+	}
+	for _, s := range []site.Site{site.Of("mx.example"), site.Of(many...), site.Of("localhost")} {
+		if got := site.Hosts(s.Name); !strings.HasPrefix(s.Name, "sha256=") && strings.Join(got, ",") != s.Name || len(s.Name) > 100 && got != nil {
+			t.Errorf("hosts of %s: %q", s.Name, got)
+		}
+		if got := site.Group(s.Name); got != "" || s.In("") != s {
+			t.Errorf("%s is in %q", s.Name, got)
+		}
+		for _, group := range []string{"partner", "sha256"} {
+			in := s.In(group)
+			if !slices.Equal(site.Hosts(in.Name), site.Hosts(s.Name)) {
+				t.Errorf("hosts of %s: %q", in.Name, site.Hosts(in.Name))
+			}
+			if in == s || in == s.In("other") || site.Group(in.Name) != group {
+				t.Errorf("%s in %s is %+v, in %q", s.Name, group, in, site.Group(in.Name))
+			}
+		}
 	}
 }

@@ -57,6 +57,7 @@ func (a *attempt) newVisit(ctx context.Context, target *target, to candidate) (*
 // pending are for the next address, with fallback saying why.
 func (v *visit) run(ctx context.Context, w *walk) {
 	a := v.a
+	v.key.group = v.target.group()
 	if l := a.x.kept.take(v.key, v.target.site.Name); l != nil {
 		a.sessions++
 		if v.session(ctx, l); !a.again {

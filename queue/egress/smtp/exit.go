@@ -58,6 +58,9 @@ type Options struct {
 	// same or a worse preference are left out (RFC 5321 §5.1). The address is the
 	// zero Addr while only the name is known. Nil: nothing is.
 	Self func(host string, addr netip.Addr) bool
+	// Group is the group that a domain is in: its site is apart from that of others
+	// with the same hosts then. "" is none; nil: no domain is in a group.
+	Group func(domain string) string
 	// RefuseEightBit refuses 8-bit messages to servers without 8BITMIME (5.6.3),
 	// and those with UTF-8 in the head to servers without SMTPUTF8 (5.6.7), instead
 	// of sending them as they are, which is what qmail does and nearly every

@@ -34,3 +34,15 @@ func (x *Exit) Locate(ctx context.Context, domain string) (Place, error) {
 	p.Hosts = slices.Compact(p.Hosts)
 	return p, nil
 }
+
+// locate finds where a domain's mail goes, and to which site.
+func (x *Exit) locate(ctx context.Context, domain string) (*target, error) {
+	to, err := x.hostsOf(ctx, domain)
+	if err == nil && x.o.Group != nil {
+		to.site = to.site.In(x.o.Group(domain))
+	}
+	return to, err
+}
+
+// group is the group that the site is in.
+func (to *target) group() string { return site.Group(to.site.Name) }

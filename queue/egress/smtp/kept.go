@@ -16,6 +16,7 @@ type key struct {
 	source  netip.Addr
 	policy  string
 	login   string
+	group   string // of the site
 }
 
 // link is a connection that is ready for a message. It is for one goroutine, or

@@ -50,7 +50,7 @@ func (x *Exit) Site(ctx context.Context, domain string) (site.Site, error) {
 	return to.site, nil
 }
 
-func (x *Exit) locate(ctx context.Context, domain string) (*target, error) {
+func (x *Exit) hostsOf(ctx context.Context, domain string) (*target, error) {
 	to := &target{domain: domain, port: x.o.Port}
 	if x.o.Routes != nil {
 		if host, port, ok := x.o.Routes(domain); ok {

@@ -18,6 +18,10 @@
 //	POST /v1/quarantine/release  QuarantineRelease -> QuarantineReleased
 //	POST /v1/quarantine/delete   QueueSelect -> QueueChanged
 //	GET  /v1/sites          []Site; from, max
+//	GET  /v1/limits         []SiteState; from
+//	GET  /v1/limits/held    []SiteHeld
+//	GET  /v1/limits/explain SiteExplanation; domain
+//	POST /v1/limits/OP      SiteChange -> SiteChanged; limit, suspend, resume, forget
 //	GET  /v1/state/FILTER   StatePage; prefix, from (base64url)
 //	POST /v1/state/FILTER/get  StateKey -> StatePage of one entry or none
 //	POST /v1/state/FILTER   StateChange -> StateChanged

@@ -1,0 +1,148 @@
+package api
+
+// SiteState is a site that mail was sent to lately, from a source.
+type SiteState struct {
+	Site string `json:"site"`
+	// Source is our address, "" for the system's choice.
+	Source   string   `json:"source,omitempty"`
+	Provider string   `json:"provider,omitempty"`
+	Groups   []string `json:"groups,omitempty"`
+	SiteControl
+}
+
+// SiteControl is what was found out about a site.
+type SiteControl struct {
+	// Connections are open, of which the server has taken Accepted; Allowed is the
+	// most that there may be for what it answered, and Ceiling what worked when it
+	// last refused one, 0 if it never did.
+	Connections int `json:"connections"`
+	Accepted    int `json:"accepted"`
+	Allowed     int `json:"allowed"`
+	Ceiling     int `json:"ceiling,omitempty"`
+	// Probing is set while more than the ceiling is tried, Probe when it will be.
+	Probing bool   `json:"probing,omitempty"`
+	Probe   string `json:"probe,omitempty"`
+	// Rate is the most messages a second, 0 for no limit; Measured what went lately.
+	Rate     float64 `json:"rate,omitempty"`
+	Measured float64 `json:"measured"`
+	// Failures are those to reach it, running.
+	Failures int `json:"failures,omitempty"`
+	// Suspended is until when its answers have stopped us, and Why which.
+	Suspended string `json:"suspended,omitempty"`
+	Why       string `json:"why,omitempty"`
+	// Moves are the last changes, the oldest first.
+	Moves []SiteMove `json:"moves,omitempty"`
+}
+
+// SiteMove is a change of what a site is allowed, and the answer behind it.
+type SiteMove struct {
+	Time string `json:"time"`
+	What string `json:"what"`
+	From string `json:"from,omitempty"`
+	To   string `json:"to"`
+	Why  string `json:"why"`
+}
+
+// SiteLimit is one limit that counts for a domain.
+type SiteLimit struct {
+	// Level is source, provider, group, site, address, or adapted for what was found
+	// out; Name is what of that.
+	Level string `json:"level"`
+	Name  string `json:"name"`
+	// What is limited: connections, new connections, messages, messages a connection,
+	// recipients a connection. Limit is "none" where it was lifted; Used is what there
+	// is now, or was so far.
+	What  string `json:"what"`
+	Limit string `json:"limit,omitempty"`
+	Used  string `json:"used,omitempty"`
+	// From says where the limit comes from.
+	From string `json:"from,omitempty"`
+	// Tightest is set for the least of the limits of connections, Binds if it is what
+	// keeps the next connection now.
+	Tightest bool   `json:"tightest,omitempty"`
+	Binds    bool   `json:"binds,omitempty"`
+	Until    string `json:"until,omitempty"`
+}
+
+// SiteRefusal is what keeps the next connection.
+type SiteRefusal struct {
+	Level string `json:"level"`
+	Name  string `json:"name"`
+	What  string `json:"what"`
+	Limit string `json:"limit,omitempty"`
+	// Until is "" where it lasts until something ends, or an operator lifts it.
+	Until string `json:"until,omitempty"`
+	Why   string `json:"why,omitempty"`
+}
+
+// SiteHeld is an operator's word: a suspension, or limits.
+type SiteHeld struct {
+	Level     string `json:"level"`
+	Name      string `json:"name"`
+	Suspended bool   `json:"suspended,omitempty"`
+	SiteBounds
+	Until string `json:"until,omitempty"`
+	Why   string `json:"why,omitempty"`
+}
+
+// SiteBounds are limits as the configuration writes them: a number, a rate, or
+// "none"; "" is not set.
+type SiteBounds struct {
+	Connections             string `json:"connections,omitempty"`
+	ConnectionRate          string `json:"connection_rate,omitempty"`
+	MessageRate             string `json:"message_rate,omitempty"`
+	MessagesPerConnection   string `json:"messages_per_connection,omitempty"`
+	RecipientsPerConnection string `json:"recipients_per_connection,omitempty"`
+}
+
+// SiteExplanation is everything that decides about mail for a domain.
+type SiteExplanation struct {
+	Domain   string   `json:"domain"`
+	Site     string   `json:"site"`
+	Provider string   `json:"provider,omitempty"`
+	Groups   []string `json:"groups,omitempty"`
+	Source   string   `json:"source,omitempty"`
+	// Routed is set if a route names the hosts.
+	Routed bool     `json:"routed,omitempty"`
+	Hosts  []string `json:"hosts"`
+	// Addresses are those of the hosts, as far as they are found.
+	Addresses []string     `json:"addresses"`
+	Limits    []SiteLimit  `json:"limits"`
+	Binding   *SiteRefusal `json:"binding,omitempty"`
+	Control   SiteControl  `json:"control"`
+	// Held are the operators' words about any of this.
+	Held []SiteHeld `json:"held,omitempty"`
+	// Queue is what waits for the site; nil if nothing does.
+	Queue *Site `json:"queue,omitempty"`
+}
+
+// SiteChange is an operator's word about a domain's site, or about a provider,
+// group, site, address or source.
+type SiteChange struct {
+	// Level is domain (the site of that domain), or one of a SiteLimit.
+	Level string `json:"level"`
+	Name  string `json:"name"`
+	SiteBounds
+	// For is in seconds, 0 for as long as the daemon runs.
+	For    int64  `json:"for,omitempty"`
+	Reason string `json:"reason,omitempty"`
+	By     string `json:"by"`
+}
+
+// SiteChanged is what a SiteChange did.
+type SiteChanged struct {
+	Level string `json:"level"`
+	Name  string `json:"name"`
+	Until string `json:"until,omitempty"`
+	// Changed is false where there was nothing to take back or to forget.
+	Changed bool `json:"changed"`
+}
+
+// Provider is a provider of the table, for reading it.
+type Provider struct {
+	Name  string   `json:"name"`
+	Match []string `json:"match"`
+	SiteBounds
+	// Source says where the figures are known from.
+	Source string `json:"source,omitempty"`
+}

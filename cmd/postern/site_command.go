@@ -1,0 +1,216 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/postern-mta/postern/cmd/postern/admin"
+	"github.com/postern-mta/postern/cmd/postern/admin/api"
+	"github.com/postern-mta/postern/cmd/postern/config"
+)
+
+func siteCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "site",
+		Short: "Look at the limits of what is sent, and change them for a while",
+		Long: `Look at the limits of what is sent to other servers, and change them for a while.
+
+A site is the hosts that take a domain's mail, so that all their domains share what these
+hosts are given. Limits count for a site, its provider, the groups of the configuration,
+the address connected to and our own; the tightest binds. Below them each site has a limit
+that follows what its servers answer.`,
+	}
+	c.AddCommand(siteListCommand(), siteShowCommand(), siteExplainCommand(), siteProvidersCommand())
+	for i := range siteChanges {
+		c.AddCommand(siteChangeCommand(&siteChanges[i]))
+	}
+	return c
+}
+
+func siteListCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "list",
+		Short: "List the sites that mail was sent to lately, and what operators have said",
+		Long: `List the sites that mail was sent to lately, with what was found out about them: the
+connections that are open, those that there may be, the number that worked when the
+server last refused one, and the messages a second. Below them stands what operators
+have said with postern site limit and suspend.`,
+		Args: cobra.NoArgs,
+	}
+	dial := clientFlags(c)
+	asJSON := c.Flags().Bool("json", false, "print JSON")
+	c.RunE = asking(dial, func(c *cobra.Command, _ []string, client *admin.Client) error {
+		all, err := client.SiteStates(c.Context())
+		if err != nil {
+			return err
+		}
+		held, err := client.SiteHeld(c.Context())
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			return printIndented(c.OutOrStdout(), struct {
+				Sites []api.SiteState `json:"sites"`
+				Held  []api.SiteHeld  `json:"held"`
+			}{all, held})
+		}
+		return printSiteStates(c.OutOrStdout(), all, held, time.Now())
+	})
+	return c
+}
+
+func siteShowCommand() *cobra.Command {
+	return explaining("show DOMAIN", "Show a domain's site: hosts, addresses, groups, and what waits for it",
+		"Show the site of a domain: its hosts and their addresses, the provider and the groups that it\nis in, what waits for it, and what was found out about it. See postern site explain for the limits.",
+		printSite)
+}
+
+func siteExplainCommand() *cobra.Command {
+	return explaining("explain DOMAIN", "Say which limits count for a domain, where they come from, and which binds now",
+		`Say everything that decides about mail for a domain now: its site, hosts and addresses, each
+limit with where it comes from (the configuration's line, the shipped table, a default, or an
+operator), the tightest one (marked with >), what keeps the next connection, what was found
+out from the servers' answers and which answers moved it, and suspensions with their reason
+and end. Nothing is changed by asking.`,
+		printSiteExplanation)
+}
+
+func explaining(use, short, long string, write func(io.Writer, *api.SiteExplanation, time.Time) error) *cobra.Command {
+	c := &cobra.Command{Use: use, Short: short, Long: long, Args: cobra.ExactArgs(1)}
+	dial := clientFlags(c)
+	asJSON := c.Flags().Bool("json", false, "print JSON")
+	c.RunE = asking(dial, func(c *cobra.Command, args []string, client *admin.Client) error {
+		e, err := client.SiteExplain(c.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			return printIndented(c.OutOrStdout(), e)
+		}
+		return write(c.OutOrStdout(), &e, time.Now())
+	})
+	return c
+}
+
+func siteProvidersCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "providers",
+		Short: "List the known providers with their limits",
+		Long: `List the known providers with the limits that all their sites share, as the configuration
+leaves them: the table that comes with Postern, and what [provider.NAME] puts in its place.`,
+		Args: cobra.NoArgs,
+	}
+	file := configFlag(c)
+	asJSON := c.Flags().Bool("json", false, "print JSON")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		conf, err := config.Load(*file, loadOptions(quietEnv()))
+		if err != nil {
+			return fmt.Errorf("the configuration is wrong, see postern check:\n%w", err)
+		}
+		all := []api.Provider{}
+		for _, p := range conf.Providers() {
+			all = append(all, api.Provider{Name: p.Name, Match: p.Match, SiteBounds: boundsText(p.Bounds), Source: p.Source})
+		}
+		if *asJSON {
+			return printIndented(c.OutOrStdout(), all)
+		}
+		return printProviders(c.OutOrStdout(), all)
+	}
+	return c
+}
+
+// siteChange is a command that changes limits.
+type siteChange struct {
+	name, short, long string
+	limits, lasts     bool // whether it takes limits, and a time and reason
+}
+
+var siteChanges = [...]siteChange{
+	{name: "limit", short: "Put limits over the configured ones for a while", limits: true, lasts: true, long: `Put limits over the configured ones, for --for or until the daemon restarts. What is not given
+stays as it is configured. It takes the place of an earlier limit or suspension.`},
+	{name: "suspend", short: "Send nothing for a while", lasts: true, long: `Send nothing, for --for or until the daemon restarts. Connections that are open end as they
+would; mail waits in the queue, and no attempt is counted.`},
+	{name: "resume", short: "Take back a limit or a suspension, also those that answers brought", long: `Take back what postern site limit or suspend did and, for a domain or site, the suspensions
+that its servers' answers brought.`},
+	{name: "forget", short: "Forget what was found out about a site", long: `Forget what was found out about a site, as far as no connection is open: its limits begin
+anew.`},
+}
+
+const changeSiteHelp = `
+
+NAME is a domain, and its site is meant. With --as it is a site, a provider, a group (a table
+[site.NAME]), an address or a source.`
+
+func siteChangeCommand(ch *siteChange) *cobra.Command {
+	c := &cobra.Command{Use: ch.name + " NAME", Short: ch.short, Long: ch.long + changeSiteHelp, Args: cobra.ExactArgs(1)}
+	dial := clientFlags(c)
+	asJSON := c.Flags().Bool("json", false, "print JSON")
+	s := api.SiteChange{}
+	fl := c.Flags()
+	fl.StringVar(&s.Level, "as", "domain", "what NAME is: domain, site, provider, group, address or source")
+	var forTime string
+	if ch.lasts {
+		fl.StringVar(&forTime, "for", "", "for how long, like 2h or 1d; nothing is until the daemon restarts")
+		fl.StringVar(&s.Reason, "reason", "", "why, for whoever looks at it")
+	}
+	if ch.limits {
+		fl.StringVar(&s.Connections, "connections", "", "the most connections at a time, or none")
+		fl.StringVar(&s.ConnectionRate, "connection-rate", "", "the most new connections in a time, like 100/min, or none")
+		fl.StringVar(&s.MessageRate, "message-rate", "", "the most messages in a time, like 10/s, or none")
+		fl.StringVar(&s.MessagesPerConnection, "messages-per-connection", "", "the most messages over one connection, or none")
+		fl.StringVar(&s.RecipientsPerConnection, "recipients-per-connection", "", "the most recipients over one connection, or none")
+	}
+	c.RunE = func(c *cobra.Command, args []string) error {
+		s.Name, s.By = args[0], operator()
+		if forTime != "" {
+			d, err := config.ParseDuration(forTime)
+			if err != nil || d < time.Second {
+				return fmt.Errorf("--for %s: write a time of a second or more, like 2h or 1d", clean(forTime))
+			}
+			s.For = int64(d / time.Second)
+		}
+		if ch.limits && s.SiteBounds == (api.SiteBounds{}) {
+			return errors.New("no limit is given: see --connections, --connection-rate, --message-rate, --messages-per-connection and --recipients-per-connection")
+		}
+		client, err := dial()
+		if err != nil {
+			return err
+		}
+		done, err := client.SiteChange(c.Context(), ch.name, s)
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			return printIndented(c.OutOrStdout(), done)
+		}
+		return printSiteChanged(c.OutOrStdout(), ch, &done)
+	}
+	return c
+}
+
+// changedWords say what a change did, and what if there was nothing to do.
+var changedWords = map[string][2]string{
+	"limit": {"is limited"}, "suspend": {"is suspended"},
+	"resume": {"goes on", "was neither limited nor suspended by anybody"}, "forget": {"is forgotten", "is not known, or has connections open"},
+}
+
+func printSiteChanged(w io.Writer, ch *siteChange, done *api.SiteChanged) error {
+	words := changedWords[ch.name]
+	said := words[0]
+	switch {
+	case !done.Changed:
+		said = words[1]
+	case !ch.lasts:
+	case done.Until == "":
+		said += " until the daemon restarts"
+	default:
+		said += " until " + done.Until
+	}
+	_, err := fmt.Fprintf(w, "%s %s %s\n", done.Level, clean(done.Name), strings.TrimSpace(said))
+	return err
+}

@@ -1,0 +1,191 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/postern-mta/postern/cmd/postern/admin/api"
+)
+
+// printSiteStates prints sites, and what operators have said.
+func printSiteStates(w io.Writer, all []api.SiteState, held []api.SiteHeld, now time.Time) error {
+	if len(all) > 0 {
+		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(t, "SITE\tPROVIDER\tOPEN\tALLOWED\tCEILING\tRATE\tSTATE")
+		for i := range all {
+			s := &all[i]
+			fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%s\t%s\t%s\n", clean(s.Site), dash(clean(s.Provider)), s.Connections, s.Allowed, dash(positiveText(s.Ceiling)), dash(rateText(s.Rate)), controlWords(&s.SiteControl, now))
+		}
+		if err := t.Flush(); err != nil {
+			return err
+		}
+	}
+	return printSiteHeld(w, held)
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func positiveText(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.Itoa(n)
+}
+
+func rateText(r float64) string {
+	if r == 0 {
+		return ""
+	}
+	return strconv.FormatFloat(r, 'g', 3, 64) + "/s"
+}
+
+// controlWords are the state of what was found out, in a few words.
+func controlWords(c *api.SiteControl, now time.Time) string {
+	switch {
+	case c.Suspended != "":
+		return "suspended until " + c.Suspended + optional(": ", c.Why)
+	case c.Failures > 0:
+		return "failed " + times(c.Failures)
+	case c.Probing:
+		return "tries more than its ceiling"
+	case c.Ceiling > 0 && c.Probe != "":
+		if at, err := time.Parse(time.RFC3339, c.Probe); err == nil && at.After(now) {
+			return "tries more at " + c.Probe
+		}
+	}
+	return "-"
+}
+
+func times(n int) string {
+	if n == 1 {
+		return "once"
+	}
+	return strconv.Itoa(n) + " times running"
+}
+
+func printSiteHeld(w io.Writer, held []api.SiteHeld) error {
+	for i := range held {
+		h := &held[i]
+		what := "suspended"
+		if !h.Suspended {
+			what = "limited to " + boundsWords(&h.SiteBounds)
+		}
+		until := " until the daemon restarts"
+		if h.Until != "" {
+			until = " until " + h.Until
+		}
+		if _, err := fmt.Fprintf(w, "%s %s is %s%s%s\n", h.Level, clean(h.Name), what, until, optional(": ", h.Why)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// boundsWords are bounds on one line.
+func boundsWords(b *api.SiteBounds) string {
+	var all []string
+	for _, f := range []struct{ text, what string }{
+		{b.Connections, "connections"},
+		{b.ConnectionRate, "new connections"},
+		{b.MessageRate, "messages"},
+		{b.MessagesPerConnection, "messages a connection"},
+		{b.RecipientsPerConnection, "recipients a connection"},
+	} {
+		if f.text != "" {
+			all = append(all, f.text+" "+f.what)
+		}
+	}
+	return strings.Join(all, ", ")
+}
+
+func printProviders(w io.Writer, all []api.Provider) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "PROVIDER\tHOSTS\tLIMITS\tKNOWN FROM")
+	for i := range all {
+		p := &all[i]
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", p.Name, clean(strings.Join(p.Match, " ")), dash(boundsWords(&p.SiteBounds)), clean(p.Source))
+	}
+	return t.Flush()
+}
+
+// printSite prints what a site is.
+func printSite(w io.Writer, e *api.SiteExplanation, now time.Time) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	line := func(name, value string) { fmt.Fprintf(t, "%s\t%s\n", name, value) }
+	line("domain", clean(e.Domain))
+	line("site", clean(e.Site))
+	line("provider", dash(clean(e.Provider)))
+	line("groups", dash(clean(strings.Join(e.Groups, ", "))))
+	if e.Source != "" {
+		line("source", clean(e.Source))
+	}
+	hosts := clean(strings.Join(e.Hosts, ", "))
+	if e.Routed {
+		hosts = strings.TrimSpace(hosts + " (by a route)")
+	}
+	line("hosts", dash(hosts))
+	line("addresses", dash(strings.Join(e.Addresses, ", ")))
+	if q := e.Queue; q != nil {
+		line("queue", fmt.Sprintf("%d waiting, %d in flight, %d held", q.Queued, q.InFlight, q.Held))
+	}
+	c := &e.Control
+	line("connections", fmt.Sprintf("%d open, %d taken by the server, %d allowed for what it answers", c.Connections, c.Accepted, c.Allowed))
+	if c.Ceiling > 0 {
+		line("ceiling", strconv.Itoa(c.Ceiling))
+	}
+	if c.Rate > 0 {
+		line("rate", rateText(c.Rate)+" for what it answers")
+	}
+	line("state", controlWords(c, now))
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	return printSiteHeld(w, e.Held)
+}
+
+// printSiteExplanation prints what a site is, and every limit.
+func printSiteExplanation(w io.Writer, e *api.SiteExplanation, now time.Time) error {
+	if err := printSite(w, e, now); err != nil {
+		return err
+	}
+	fmt.Fprintln(w)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, " \tLEVEL\tNAME\tWHAT\tLIMIT\tUSED\tFROM")
+	for i := range e.Limits {
+		l := &e.Limits[i]
+		mark := " "
+		switch {
+		case l.Binds:
+			mark = "*"
+		case l.Tightest:
+			mark = ">"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", mark, l.Level, clean(l.Name), l.What, l.Limit, dash(l.Used), clean(l.From))
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	fmt.Fprintln(w)
+	if b := e.Binding; b == nil {
+		fmt.Fprintln(w, "nothing keeps the next connection")
+	} else {
+		fmt.Fprintf(w, "the next connection is kept by %s %s: %s%s%s%s\n", b.Level, clean(b.Name), b.What, optional(" ", b.Limit), optional(" until ", b.Until), optional(": ", b.Why))
+	}
+	if len(e.Control.Moves) == 0 {
+		return nil
+	}
+	fmt.Fprintln(w, "what its answers have moved:")
+	for _, m := range e.Control.Moves {
+		fmt.Fprintf(w, "  %s  %s%s -> %s  %s\n", m.Time, m.What, optional(" ", m.From), m.To, clean(m.Why))
+	}
+	return nil
+}
