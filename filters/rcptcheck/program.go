@@ -123,7 +123,9 @@ func environment(address string, tx *pipeline.Transaction) []string {
 	s := tx.Session
 	vars := map[string]string{"PATH": "/usr/local/bin:/usr/bin:/bin", "PROTO": "TCP"}
 	for k, v := range s.Env {
-		vars[k] = v
+		if start.Passable(k, v) {
+			vars[k] = v
+		}
 	}
 	vars["SENDER"], vars["RECIPIENT"], vars["HELO"] = tx.Envelope.Sender, address, s.Helo
 	if s.Peer.IsValid() {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/postern-mta/postern/pipeline"
+	"github.com/postern-mta/postern/pipeline/filtertest"
 	start "github.com/postern-mta/postern/pipeline/program"
 )
 
@@ -190,6 +192,21 @@ func TestFlood(t *testing.T) {
 	r = newRig(t, Options{Checks: []Check{{Wait: short, Program: script(t, "exec yes")}}})
 	if _, err := r.ask("joe@example.org"); err == nil || !strings.Contains(err.Error(), "it was killed") {
 		t.Errorf("%v", err)
+	}
+}
+
+// Who may tell of a client does not choose what a program loads.
+func TestForeignEnvironment(t *testing.T) {
+	s := filtertest.Stranger()
+	s.Env = map[string]string{"PATH": "/nowhere", "LD_PRELOAD": "/nowhere.so", "BASH_ENV": "/nowhere", "X": "() { :; }; exit 1", "TCPLOCALPORT": "25"}
+	env := environment("joe@example.org", &pipeline.Transaction{Session: s})
+	for _, name := range []string{"LD_PRELOAD", "BASH_ENV", "X"} {
+		if slices.ContainsFunc(env, func(v string) bool { return strings.HasPrefix(v, name+"=") }) {
+			t.Errorf("a program is told %s", name)
+		}
+	}
+	if !slices.Contains(env, "TCPLOCALPORT=25") || !slices.Contains(env, "PATH=/usr/local/bin:/usr/bin:/bin") {
+		t.Errorf("a program is told %q", env)
 	}
 }
 

@@ -64,8 +64,8 @@
 //
 // A program is started for each recipient, with SENDER, RECIPIENT, HELO,
 // TCPREMOTEIP, TCPREMOTEHOST and TCPREMOTEPORT in the environment, and what
-// else the caller of a shim has told of the client. Exit code 100 means that
-// there is no such recipient; 111 and 120 that this cannot be told now; 112 that
+// else the caller of a shim has told of the client, but for what would
+// tell it what to run (LD_PRELOAD, BASH_ENV, ...). Exit code 100 means that there is no such recipient; 111 and 120 that this cannot be told now; 112 that
 // the program does not judge this one, as if it had not been asked; 113 that the
 // client has exceeded a limit, and is put off; any other, that there is. Its
 // standard input is /dev/null, what it writes goes to the log, at most a few

@@ -75,3 +75,19 @@ func TestAnswer(t *testing.T) {
 		t.Error("a short answer is taken")
 	}
 }
+
+// Variables by which somebody else would choose what a program runs.
+func TestPassable(t *testing.T) {
+	for name, ok := range map[string]bool{
+		"TCPREMOTEIP": true, "RELAYCLIENT": true, "TCPLOCALPORT": true, "QMAILSOMETHING": true, "LANG": true, "PATHS": true,
+		"PATH": false, "LD_PRELOAD": false, "LD_AUDIT": false, "BASH_ENV": false, "ENV": false, "BASH_FUNC_cat%%": false, "PERL5OPT": false,
+		"PYTHONPATH": false, "RUBYOPT": false, "GCONV_PATH": false, "": false, "A=B": false,
+	} {
+		if Passable(name, "x") != ok {
+			t.Errorf("%q: %v", name, !ok)
+		}
+	}
+	if Passable("X", "() { :; }; x") || !Passable("X", "") {
+		t.Error("a value decides otherwise")
+	}
+}

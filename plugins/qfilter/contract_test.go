@@ -76,7 +76,10 @@ func tell(t *testing.T, o Options, s *pipeline.Session, e envelope.Envelope) (ma
 
 func TestEnvironment(t *testing.T) {
 	stranger := filtertest.Stranger()
-	stranger.Env = map[string]string{"TCPREMOTEIP": "192.0.2.1", "QMAILNAME": "x", "QMAILRCPTS": "forged", "PATH": "/nowhere", "TCPLOCALPORT": "25"}
+	stranger.Env = map[string]string{
+		"TCPREMOTEIP": "192.0.2.1", "QMAILNAME": "x", "QMAILRCPTS": "forged", "PATH": "/nowhere", "TCPLOCALPORT": "25",
+		"LD_PRELOAD": "/nowhere.so", "BASH_ENV": "/nowhere", "PERL5OPT": "-Mnothing", "X": "() { :; }; exit 1",
+	}
 	user := &pipeline.Session{Entrance: "mx", Protocol: "smtp", UID: -1, Standing: pipeline.Authenticated, User: "joe", Peer: stranger.Peer}
 	relayed := *stranger
 	relayed.Env = map[string]string{"RELAYCLIENT": "@fax.example"}

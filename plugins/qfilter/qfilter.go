@@ -23,6 +23,7 @@
 //
 // 1, 4 and 5 are temporary files without a name. A program has no other
 // descriptor. It has the environment of the caller of a shim, if he is trusted,
+// but for what would tell it what to run (LD_PRELOAD, BASH_ENV, PERL5OPT, ...),
 // or what our SMTP server knows of the client: TCPREMOTEIP, TCPREMOTEPORT,
 // TCPREMOTEHOST, SMTPHELOHOST, SMTPAUTHUSER, and RELAYCLIENT for who may relay;
 // PATH as here, /usr/local/bin:/usr/bin:/bin; what the table env says; and

@@ -10,6 +10,7 @@ import (
 
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/envelope"
+	"github.com/postern-mta/postern/pipeline/program"
 )
 
 // defaultPath is where programs are looked for, and where they look.
@@ -34,9 +35,11 @@ type variables struct{ all map[string]string }
 // variables are those of a session: what its caller told, if he is believed, and
 // what the entrance knows; then the configuration's.
 func (f *Filter) variables(s *pipeline.Session) variables {
-	all := maps.Clone(s.Env)
-	if all == nil {
-		all = map[string]string{}
+	all := map[string]string{}
+	for name, value := range s.Env {
+		if program.Passable(name, value) {
+			all[name] = value
+		}
 	}
 	known := func(name, value string) {
 		if _, told := all[name]; !told {

@@ -2,6 +2,7 @@ package spp
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -199,6 +200,51 @@ func TestEnvironment(t *testing.T) {
 	for line := range strings.Lines(string(fds)) {
 		if strings.Contains(line, "socket") {
 			t.Errorf("a program had %s", line)
+		}
+	}
+}
+
+// Who may tell of a client does not choose what a program loads, nor, by a shim,
+// a list that anybody can write.
+func TestForeignEnvironment(t *testing.T) {
+	r := newRig(t, Options{Mail: []string{":echo \"P$PATH${LD_PRELOAD-}${BASH_ENV-}${PYTHONPATH-}${X-}\""}})
+	r.connect(map[string]string{"PATH": "/nowhere", "LD_PRELOAD": "/nowhere.so", "BASH_ENV": "/nowhere", "PYTHONPATH": "/nowhere", "X": "() { :; }; exit 1"})
+	r.want("mail a@example.net", "continue [/usr/local/bin:/usr/bin:/bin]")
+
+	const no = "defer 451 4.3.0 temporary trouble here, please try again later"
+	dir := t.TempDir()
+	file := write(t, filepath.Join(dir, "control", "other"), "[mail]\nbin/other\n", 0o644)
+	for _, home := range []string{dir, filepath.Join(dir, "theirs")} {
+		write(t, filepath.Join(home, "bin", "other"), "#!/bin/sh\necho P"+home+"\n", 0o755)
+	}
+	link := filepath.Join(dir, "theirs", "control", "link")
+	if err := os.Mkdir(filepath.Dir(link), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(file, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		shim       bool
+		path       string
+		file, home os.FileMode
+		want       string
+	}{
+		{false, file, 0o666, 0o777, "continue [" + dir + "]"},
+		{true, file, 0o644, 0o755, "continue [" + dir + "]"},
+		{true, link, 0o644, 0o755, "continue [" + dir + "]"}, // and not a program from where the link stands
+		{true, file, 0o664, 0o755, no},
+		{true, file, 0o644, 0o777, no},
+	} {
+		if err := errors.Join(os.Chmod(file, c.file), os.Chmod(dir, c.home)); err != nil {
+			t.Fatal(err)
+		}
+		r.connect(map[string]string{"SPPCONFFILE": c.path})
+		if c.shim {
+			r.session.Protocol, r.session.PID = "qmail-queue", os.Getpid()
+		}
+		if got := r.say("mail a@example.net"); got != c.want {
+			t.Errorf("%+v: %s", c, got)
 		}
 	}
 }

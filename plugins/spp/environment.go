@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/postern-mta/postern/pipeline"
+	"github.com/postern-mta/postern/pipeline/program"
 )
 
 // Bounds of the variables that programs set in a session.
@@ -56,7 +57,11 @@ func (v variables) with(name string, value *string) (variables, error) {
 // given is what a session says of itself, as the caller of qmail-smtpd would.
 func given(s *pipeline.Session) map[string]string {
 	vars := map[string]string{"PATH": "/usr/local/bin:/usr/bin:/bin", "PROTO": "TCP"}
-	maps.Copy(vars, s.Env)
+	for name, value := range s.Env {
+		if program.Passable(name, value) {
+			vars[name] = value
+		}
+	}
 	if s.Peer.IsValid() {
 		vars["TCPREMOTEIP"], vars["TCPREMOTEPORT"] = s.Peer.Addr().Unmap().String(), strconv.Itoa(int(s.Peer.Port()))
 	}

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/postern-mta/postern/pipeline/reply"
 	"github.com/postern-mta/postern/rules"
 )
@@ -118,6 +120,29 @@ func readPlugins(path string, v variant) (plugins, error) {
 		return p, fmt.Errorf("%s: %w", reply.Clean(path, 200), err)
 	}
 	return p, nil
+}
+
+// guarded is a file's own path, without symbolic links, if nobody but root and this
+// process's user can change it or put another one into its place: whoever names it
+// has programs run as our user.
+func guarded(path string) (string, error) {
+	own, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return path, err
+	}
+	for at := own; ; at = filepath.Dir(at) {
+		var st unix.Stat_t
+		if err := unix.Lstat(at, &st); err != nil {
+			return own, &fs.PathError{Op: "lstat", Path: at, Err: err}
+		}
+		open := st.Mode&0o022 != 0 && (st.Mode&unix.S_IFMT != unix.S_IFDIR || st.Mode&unix.S_ISVTX == 0)
+		if open || st.Uid != 0 && st.Uid != uint32(os.Geteuid()) {
+			return own, fmt.Errorf("%s: others than root can change %s: chown it to root, and chmod go-w", reply.Clean(path, 200), reply.Clean(at, 200))
+		}
+		if at == filepath.Dir(at) {
+			return own, nil
+		}
+	}
 }
 
 // resolve is the absolute path and the arguments of a program: a line that

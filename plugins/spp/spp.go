@@ -31,7 +31,10 @@
 //
 // SPPCONFFILE in the client's environment names another file, which is read for
 // each session. The client's environment is what tcprules say of it, or what the
-// trusted caller of a shim has.
+// trusted caller of a shim has. He cannot name a file that somebody else than root
+// or the daemon's user could have written, or put into its place; and no variable
+// of his that would tell a program what to run (PATH, LD_PRELOAD, BASH_ENV, ...) is
+// passed on.
 //
 // # The programs
 //
@@ -351,8 +354,13 @@ func (f *Filter) Open(_ context.Context, s *pipeline.Session) (pipeline.Instance
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(f.home, path)
 	}
-	i.home = homeOf(path)
 	var err error
+	if s.PID > 0 { // a shim's caller, whose word about a client makes him nobody's user here
+		if path, err = guarded(path); err != nil && !(f.variant.optional && errors.Is(err, fs.ErrNotExist)) {
+			return nil, fmt.Errorf("%s: %w", envFile, err)
+		}
+	}
+	i.home = homeOf(path)
 	if i.plugins, err = readPlugins(path, f.variant); err != nil {
 		return nil, fmt.Errorf("%s: %w", envFile, err)
 	}
