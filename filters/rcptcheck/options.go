@@ -35,6 +35,9 @@ func (o *Options) check() (wrong []error) {
 	if o.CacheSize < 0 || o.CacheSize > maxCache {
 		bad("cache_size", "%d: write 1 to %d", o.CacheSize, maxCache)
 	}
+	if o.MaxFile < 0 {
+		bad("max_file", "%d: write a size", o.MaxFile)
+	}
 	if o.Programs < 0 || o.Programs > 1000 {
 		bad("programs", "%d: write 1 to 1000", o.Programs)
 	}

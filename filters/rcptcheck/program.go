@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/postern-mta/postern/pipeline"
 	start "github.com/postern-mta/postern/pipeline/program"
 	"github.com/postern-mta/postern/pipeline/reply"
@@ -36,7 +38,6 @@ const (
 // What a program may use.
 const (
 	maxMemory = 2 << 30 // bytes
-	maxWrite  = 16 << 20
 	maxFiles  = 512
 	// maxCPU is in seconds, beyond the time that it may take anyway.
 	maxCPU = 1
@@ -150,6 +151,7 @@ func environment(address string, tx *pipeline.Transaction) []string {
 type runner struct {
 	log      *slog.Logger
 	places   chan struct{}
+	maxFile  int64             // bytes that a file may become large
 	programs pipeline.Programs // nil: nothing can be run here
 }
 
@@ -201,13 +203,17 @@ func (r *runner) run(ctx context.Context, wait time.Duration, j job) (code int, 
 	p, err := r.programs.Start(start.Spec{
 		Path: j.path, Args: append([]string{j.path}, j.args...), Env: j.env, Files: map[int]*os.File{1: out.theirs, 2: out.theirs, j.extra: extra},
 		User:   j.user,
-		Limits: start.Limits{Memory: maxMemory, FileSize: maxWrite, Files: maxFiles, CPU: int64(wait/time.Second) + maxCPU},
+		Limits: start.Limits{Memory: maxMemory, FileSize: r.maxFile, Files: maxFiles, CPU: int64(wait/time.Second) + maxCPU},
 	})
 	if err != nil {
 		return 0, "", fmt.Errorf("it cannot be run: %w", err)
 	}
 	e, err := p.Wait(ctx)
-	if written := out.text(); written != "" {
+	written, more := out.text()
+	if more > 0 {
+		written += fmt.Sprintf(" (and %d bytes more)", more)
+	}
+	if written != "" {
 		r.log.Info("a program for rcptcheck says", "program", reply.Clean(j.path, 200), "text", written)
 	}
 	switch {
@@ -215,10 +221,13 @@ func (r *runner) run(ctx context.Context, wait time.Duration, j job) (code int, 
 		return 0, "", fmt.Errorf("it was killed: %w", err)
 	case err != nil:
 		return 0, "", err
+	case e.Signal == unix.SIGXFSZ:
+		return 0, "", fmt.Errorf("it made a file larger than %d bytes (max_file)", r.maxFile)
 	case e.Exit < 0:
 		return 0, "", fmt.Errorf("it died: %v", e)
 	}
-	return e.Exit, text.text(), nil
+	said, _ = text.text()
+	return e.Exit, said, nil
 }
 
 // filled is a pipe that holds a text, which must be short.
@@ -265,20 +274,16 @@ func (o *output) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// text is what was written, clean. It waits for those who hold the other end,
-// but not for long.
-func (o *output) text() string {
+// text is the beginning of what was written, clean, and how many bytes more there
+// were. It waits for those who hold the other end, but not for long.
+func (o *output) text() (text string, more int) {
 	if o.ours == nil {
-		return ""
+		return "", 0
 	}
 	o.theirs.Close()
 	_ = o.ours.SetReadDeadline(time.Now().Add(lingering))
 	<-o.done
-	text := reply.Clean(string(o.kept), o.limit)
-	if o.more > 0 {
-		text += fmt.Sprintf(" (and %d bytes more)", o.more)
-	}
-	return text
+	return reply.Clean(string(o.kept), o.limit), o.more
 }
 
 // close ends the reading.

@@ -215,11 +215,22 @@ func TestForeignEnvironment(t *testing.T) {
 func TestInputAndFiles(t *testing.T) {
 	programRig(t, "cat; exit 100").want("unknown", "joe@example.org")
 	name := filepath.Join(t.TempDir(), "big")
-	r := programRig(t, "trap '' XFSZ; head -c 100000000 /dev/zero >"+name+"; exit 100")
-	r.want("unknown", "joe@example.org")
-	if info, err := os.Stat(name); err != nil || info.Size() > maxWrite {
+	const most = 1 << 20
+	fill := func(how string) *rig {
+		return newRig(t, Options{MaxFile: most, Checks: []Check{{Program: script(t, how+" head -c 100000000 /dev/zero >"+name+"; exit 100"), Wait: time.Minute}}})
+	}
+	fill("trap '' XFSZ;").want("unknown", "joe@example.org")
+	if info, err := os.Stat(name); err != nil || info.Size() > most {
 		t.Errorf("%v %v", info, err)
 	}
+	if _, err := fill("exec").ask("joe@example.org"); err == nil || !strings.Contains(err.Error(), "larger than 1048576 bytes (max_file)") {
+		t.Error(err)
+	}
+	// A log of years is no reason to fail.
+	if err := os.Truncate(name, 3<<30); err != nil {
+		t.Fatal(err)
+	}
+	programRig(t, "echo x >>"+name+" && exit 100").want("unknown", "joe@example.org")
 }
 
 // A caller that goes away ends the program, and so does the chain's deadline.
@@ -344,6 +355,7 @@ func TestText(t *testing.T) {
 		"says no, means yes":   {"echo 550 no >&4; exit 0", "", "continue"},
 		"abstains":             {"exit 112", "", "continue"},
 		"does not know":        {"echo 550 no >&4; exit 111", "", "error"},
+		"says a lot":           {"{ echo 550 5.7.1 begins; head -c 5000 /dev/zero | tr '\\0' x; } >&4; exit 100", "", "reject 550 5.7.1 begins xxx"},
 		"floods":               {"head -c 1000000 /dev/zero | tr '\\0' 5 >&4; exit 100", "", "reject 550 5.1.1"},
 		"leaves it to a child": {"sleep 600 4>&4 & exit 100", "", "reject 550 5.1.1"},
 	} {
@@ -354,7 +366,7 @@ func TestText(t *testing.T) {
 			if err != nil {
 				got = "error: " + err.Error()
 			}
-			if !strings.HasPrefix(got, c.want) {
+			if !strings.HasPrefix(got, c.want) || strings.Contains(got, "bytes more") {
 				t.Errorf("%s: %q, want %q", name, got, c.want)
 			}
 			if is := v.Action == pipeline.Reject; is != (len(v.Symbols) == 1) {
@@ -400,7 +412,7 @@ func TestNoPrograms(t *testing.T) {
 func TestLimitsAtOnce(t *testing.T) {
 	const many = 72
 	r := newRig(t, Options{Programs: many, Checks: []Check{{Each: true, Program: script(t, fmt.Sprintf(
-		`[ "$(ulimit -Sf) $(ulimit -Hn) $(ulimit -Hc) $(ulimit -Hd)" = "%d %d 0 %d" ] || exit 100`, maxWrite>>9, maxFiles, maxMemory>>10))}}})
+		`[ "$(ulimit -Sf) $(ulimit -Hn) $(ulimit -Hc) $(ulimit -Hd)" = "%d %d 0 %d" ] || exit 100`, defaultMaxFile>>9, maxFiles, maxMemory>>10))}}})
 	var all sync.WaitGroup
 	for range many {
 		all.Go(func() {

@@ -74,7 +74,7 @@
 // and 113; a code of 4xx puts the recipient off. It has no other descriptor, and
 // a session of its own; when it ends or its time ("wait") is over, it is killed
 // with everything that it has started. From its first instruction on it may use
-// 2 GiB of memory, 512 descriptors, files of 16 MiB, and of processor time what it
+// 2 GiB of memory, 512 descriptors, files of max_file bytes, and of processor time what it
 // may take and a second more. It runs as the daemon's user, or, if the daemon was
 // started by root, as another ("user"): a new one needs a restart. One that
 // crashes, takes too long or cannot be run is an error.
@@ -134,6 +134,8 @@ type Options struct {
 	CacheSize int `toml:"cache_size" doc:"how many answers of programs are kept"`
 	// Programs is 20 if it is 0.
 	Programs int `toml:"programs" doc:"how many programs may run at the same time; others wait"`
+	// MaxFile is 4 GiB if it is 0.
+	MaxFile int64 `toml:"max_file" doc:"how large a file may become that a program writes to, its own logs among them" unit:"bytes" min:"1"`
 }
 
 // Check is one place to look recipients up. One of its first five fields is set.
@@ -158,6 +160,7 @@ const (
 	defaultInvalidFor = time.Minute
 	defaultCacheSize  = 10_000
 	defaultPrograms   = 20
+	defaultMaxFile    = 4 << 30
 	defaultWait       = 10 * time.Second
 
 	maxChecks = 50
@@ -173,7 +176,7 @@ func Kind() pipeline.Kind {
 	return pipeline.Kind{Name: Name, New: func(env pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) {
 		o := Options{
 			Need: needAny, Action: reply.Reject.String(), ValidFor: defaultValidFor, InvalidFor: defaultInvalidFor,
-			CacheSize: defaultCacheSize, Programs: defaultPrograms,
+			CacheSize: defaultCacheSize, Programs: defaultPrograms, MaxFile: defaultMaxFile,
 		}
 		if err := decode(&o); err != nil {
 			return nil, err
@@ -258,7 +261,7 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 		f.answer.Action, code = pipeline.Defer, 450
 	}
 	f.answer.Reply = reply.Make(code, reply.Enhanced{Subject: 1, Detail: 1}, text)
-	r := &runner{log: f.log, places: make(chan struct{}, orElse(o.Programs, defaultPrograms)), programs: env.Programs}
+	r := &runner{log: f.log, places: make(chan struct{}, orElse(o.Programs, defaultPrograms)), programs: env.Programs, maxFile: orElse(o.MaxFile, defaultMaxFile)}
 	kept := &cache{now: now, size: orElse(o.CacheSize, defaultCacheSize), yes: o.ValidFor, no: o.InvalidFor}
 	for _, c := range o.Checks {
 		made := check{source: c.source(f.log, now, r, kept)}

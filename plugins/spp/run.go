@@ -9,6 +9,8 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/program"
 	"github.com/postern-mta/postern/pipeline/reply"
@@ -25,8 +27,6 @@ const (
 	// lingering is how long the output of a program is waited for after its end, if
 	// what it has left behind could not be killed.
 	lingering = time.Second
-	// maxWrite is how much a program may write to a file, in bytes.
-	maxWrite = 64 << 20
 )
 
 // runner runs programs, so many at a time.
@@ -37,13 +37,17 @@ type runner struct {
 	user     string
 	memory   int64
 	cpu      time.Duration
+	maxFile  int64
 }
 
 func newRunner(programs pipeline.Programs, log *slog.Logger, o Options) runner {
 	if o.Concurrency == 0 {
 		o.Concurrency = defaultConcurrency
 	}
-	return runner{programs: programs, log: log, places: make(chan struct{}, o.Concurrency), user: o.User, memory: o.Memory, cpu: o.CPU}
+	if o.MaxFile == 0 {
+		o.MaxFile = defaultMaxFile
+	}
+	return runner{programs: programs, log: log, places: make(chan struct{}, o.Concurrency), user: o.User, memory: o.Memory, cpu: o.CPU, maxFile: o.MaxFile}
 }
 
 // run runs a program to its end, and reads its commands.
@@ -75,7 +79,7 @@ func (r *runner) run(ctx context.Context, line, home string, env []string) ([]co
 	path, args := resolve(line, home)
 	p, err := r.programs.Start(program.Spec{
 		Path: path, Args: args, Env: env, Dir: home, Files: map[int]*os.File{1: out.theirs, 2: said.theirs}, User: r.user,
-		Limits: program.Limits{Memory: r.memory, FileSize: maxWrite, CPU: r.seconds(ctx)},
+		Limits: program.Limits{Memory: r.memory, FileSize: r.maxFile, CPU: r.seconds(ctx)},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("it cannot be run: %w", err)
@@ -98,6 +102,8 @@ func (r *runner) run(ctx context.Context, line, home string, env []string) ([]co
 		return nil, fmt.Errorf("it was killed: %w", context.Cause(ctx))
 	case err != nil:
 		return nil, err
+	case end.Signal == unix.SIGXFSZ:
+		return nil, fmt.Errorf("it made a file larger than %d bytes (max_file)", r.maxFile)
 	case end.Exit < 0:
 		return nil, fmt.Errorf("it died: signal: %s", end.Signal)
 	case end.Exit == exitCannotRun:

@@ -152,11 +152,13 @@ type Options struct {
 	User        string        `toml:"user" doc:"the user that the programs run as, a name or a number" runs:"user" unset:"the daemon's"`
 	Memory      int64         `toml:"memory" doc:"how much memory each program may have" unit:"bytes" min:"0" unset:"2 GB"`
 	CPU         time.Duration `toml:"cpu" doc:"how much processor time each program may use" unset:"the filter's timeout"`
+	MaxFile     int64         `toml:"max_file" doc:"how large a file may become that a program writes to, its own logs among them" unit:"bytes" min:"1"`
 	Concurrency int           `toml:"concurrency" doc:"how many programs may run at the same time; others wait" min:"1"`
 }
 
 const (
 	defaultConcurrency = 50
+	defaultMaxFile     = 4 << 30
 	maxConcurrency     = 1000
 )
 
@@ -200,7 +202,7 @@ func (e keyError) Unwrap() error { return e.error }
 // Kind is the filter's entry in the list of filters.
 func Kind() pipeline.Kind {
 	return pipeline.Kind{Name: Name, New: func(env pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) {
-		o := Options{Variant: variants[0].name, Concurrency: defaultConcurrency}
+		o := Options{Variant: variants[0].name, Concurrency: defaultConcurrency, MaxFile: defaultMaxFile}
 		if err := decode(&o); err != nil {
 			return nil, err
 		}
@@ -288,6 +290,9 @@ func (f *Filter) configure(o *Options) (wrong []error) {
 	}
 	if o.CPU < 0 || o.CPU > 0 && o.CPU < time.Second {
 		bad("cpu", "%v: write at least 1s", o.CPU)
+	}
+	if o.MaxFile < 0 {
+		bad("max_file", "%d: write a size", o.MaxFile)
 	}
 	if o.Concurrency < 0 || o.Concurrency > maxConcurrency {
 		bad("concurrency", "%d: write 1 to %d", o.Concurrency, maxConcurrency)
