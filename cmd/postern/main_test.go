@@ -70,6 +70,7 @@ func buildShims(t *testing.T, dir string) map[string]string {
 // each shim.
 func TestScripts(t *testing.T) {
 	shim, remote := buildShims(t, t.TempDir()), buildRemotes(t, t.TempDir())
+	examples := buildExamples(t, t.TempDir())
 	for _, kind := range shims {
 		t.Run(kind, func(t *testing.T) {
 			testscript.Run(t, testscript.Params{
@@ -92,6 +93,7 @@ func TestScripts(t *testing.T) {
 						"REMOTE="+remote[kind], "POSTERN_REMOTE_SOCKET="+filepath.Join(dir, "remote.sock"), "RECORD_DIR="+filepath.Join(dir, "record"), "POSTERN_WAIT=3000",
 						"UID="+strconv.Itoa(os.Getuid()), "CONFIG="+filepath.Join(e.WorkDir, "postern.toml"))
 					e.Vars = append(e.Vars, "GORACE=atexit_sleep_ms=0") // or each command of a race build sleeps for a second when it ends
+					e.Vars = append(e.Vars, "EXAMPLES="+examples)
 					e.Vars = append(e.Vars, "LONGEST="+strings.Repeat("a", envelope.MaxAddress-2)+"@b")
 					files := map[string]string{
 						"odd":     "From: a\r\nSubject: \xe4 \x00 nul\rcr\n\n\x00body \xff\r\r\n.\nno end",

@@ -309,6 +309,7 @@ func TestFailures(t *testing.T) {
 	for want, f := range map[string]func(context.Context) error{
 		"Unknown desc = it is broken":                 func(context.Context) error { return errors.New("it is\nbroken") },
 		"Internal desc = panic: runtime error: index": func(context.Context) error { return []error{}[len(os.Args)] },
+		"Unknown desc = theirs: context deadline":     func(context.Context) error { return fmt.Errorf("theirs: %w", context.DeadlineExceeded) },
 		"DeadlineExceeded":                            func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() },
 	} {
 		fail := true

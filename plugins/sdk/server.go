@@ -108,7 +108,7 @@ func (s *server) Judge(ctx context.Context, q *wire.JudgeRequest) (r *wire.Judge
 	defer recovered(&err)
 	v, err := s.program.stages[at](ctx, f.options, c)
 	if err != nil {
-		return nil, asStatus(err)
+		return nil, asStatus(ctx, err)
 	}
 	if r, err = a.reply(v); err != nil {
 		return nil, status.Error(codes.Internal, clean(err.Error()))
@@ -132,12 +132,13 @@ func read(q *wire.JudgeRequest, at Stage, needs Needs, stateDir string) (c *call
 	return c, err
 }
 
-// asStatus keeps what a context says, and cleans the rest.
-func asStatus(err error) error {
+// asStatus is a function's error. Only the call's own end is told as such: a time
+// of the plugin's own that is over, as a server's, is an error like others.
+func asStatus(ctx context.Context, err error) error {
 	switch {
-	case errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return status.Error(codes.DeadlineExceeded, clean(err.Error()))
-	case errors.Is(err, context.Canceled):
+	case ctx.Err() != nil:
 		return status.Error(codes.Canceled, clean(err.Error()))
 	}
 	return status.Error(codes.Unknown, clean(err.Error()))
