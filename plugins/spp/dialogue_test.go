@@ -288,6 +288,24 @@ func TestLater(t *testing.T) {
 	}
 }
 
+// A client that says who it is again, as behind STARTTLS, is judged by what it says
+// last, and its message has a field of [helo] once.
+func TestHeloAgain(t *testing.T) {
+	r := newRig(t, Options{
+		Connection: []string{":echo HX-Connection: yes"},
+		Helo:       []string{":echo \"HX-Helo: $SMTPHELOHOST\"; [ $SMTPHELOHOST = bad ] && echo LM550 5.7.1 no; true"},
+	})
+	r.want("greet", "continue", "helo bad", "continue", "mail a@example.net", "reject 550 5.7.1 no", "helo good", "continue")
+	for range maxFields + 1 {
+		r.want("helo better", "continue")
+	}
+	r.want("mail a@example.net", "continue", "rcpt b@example.org", "continue")
+	const want = "a@example.net -> b@example.org\nReceived: by us\nX-Connection: yes\nX-Helo: better\nSubject: x\n\n"
+	if said, stored := r.message(); said != "250 2.0.0 ok" || stored != want {
+		t.Errorf("%s, stored\n%s", said, stored)
+	}
+}
+
 // A program that fails half-way counts for nothing, those before it do.
 func TestWhole(t *testing.T) {
 	r := newRig(t, Options{Rcpt: []string{":echo HX-One: 1", ":echo HX-Two: 2; echo Sx=y; echo Cz@example.com; [ $SMTPRCPTCOUNTALL = 1 ] && kill -9 $$", ":echo P$x"}})

@@ -2,6 +2,7 @@ package spp
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"testing"
 
@@ -72,7 +73,7 @@ func checkTurn(t *testing.T, e event, p *turn) {
 		}
 	}
 	h, _ := message.ParseHead("Subject: x\n\n")
-	fields := append(p.session.fields, p.state.message.fields...)
+	fields := slices.Concat(p.session.fields, p.helo.fields, p.state.message.fields)
 	edited, err := h.Edit(fields...)
 	if err != nil || edited.Len() != 1+len(fields) {
 		t.Fatalf("%v: %q", err, fields)

@@ -35,6 +35,7 @@ type state struct {
 	off     bool
 	vars    variables
 	session left
+	helo    left // goes with the next HELO
 	message left // goes with the transaction
 }
 
@@ -76,6 +77,7 @@ func (i *instance) Connect(ctx context.Context, s *pipeline.Session) (pipeline.V
 // Helo runs the programs of [helo], and those of [auth] once somebody has logged
 // in.
 func (i *instance) Helo(ctx context.Context, s *pipeline.Session) (pipeline.Verdict, error) {
+	i.helo = left{}
 	v, err := i.run(ctx, s, &occasion{event: atHelo})
 	if err != nil || v.Action != pipeline.Continue || s.User == "" || i.authed {
 		return v, err
@@ -210,7 +212,7 @@ func (i *instance) edit(v *pipeline.Verdict, tx *pipeline.Transaction, m message
 	if h := m.Head(); h.Len() > 0 && strings.EqualFold(h.Field(0).Name(), "Received") {
 		below = 1
 	}
-	for _, field := range slices.Concat(i.session.fields, i.message.fields) {
+	for _, field := range slices.Concat(i.session.fields, i.helo.fields, i.message.fields) {
 		field.Nth = below
 		below++
 		edits = append(edits, pipeline.Field(field))
@@ -238,7 +240,7 @@ func (i *instance) edit(v *pipeline.Verdict, tx *pipeline.Transaction, m message
 
 // refuseNow is the refusal that a program has left for a command.
 func (i *instance) refuseNow(of byte) (v pipeline.Verdict, refused bool) {
-	for _, l := range slices.Concat(i.session.errors, i.message.errors) {
+	for _, l := range slices.Concat(i.session.errors, i.helo.errors, i.message.errors) {
 		if l.of != of {
 			continue
 		}

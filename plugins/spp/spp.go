@@ -95,7 +95,8 @@
 // heard already that the login succeeded: it refuses the mail. SMTPAUTHMETHOD is
 // not known. Who may log in, and has not yet, hears at MAIL what [connection] and
 // [helo] refuse. A refusal there is for the session, as is what they say with
-// H and L; with qmail, H and L are forgotten behind the first message.
+// H and L; with qmail, H and L are forgotten behind the first message. A client
+// that gives its name again is judged by the new one: H and L of [helo] are forgotten.
 //
 // E and R with a code of 2xx, which refuse nothing: in [connection] and [helo]
 // the session goes on as with N, with our own words; in [rcpt] and [pass] the

@@ -19,9 +19,12 @@ type turn struct {
 }
 
 // scope is where what is said with H and L goes: to the session until there is a
-// sender.
+// sender, or to the name that the client gives itself.
 func (t *turn) scope() *left {
-	if t.event < atMail {
+	switch {
+	case t.event == atHelo:
+		return &t.helo
+	case t.event < atMail:
 		return &t.session
 	}
 	return &t.state.message
