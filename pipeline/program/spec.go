@@ -44,7 +44,7 @@ const Unlimited = -1
 // another one for its processor time.
 const (
 	DefaultMemory   = 2 << 30
-	DefaultFileSize = 256 << 20
+	DefaultFileSize = 4 << 30
 	DefaultFiles    = 512
 	DefaultCPU      = 300
 )
