@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/postern-mta/postern/cmd/internal/shim"
 	"github.com/postern-mta/postern/pipeline/ingress/handoff/wire"
 )
 
@@ -60,7 +61,7 @@ func TestDescriptorsAreLeftAlone(t *testing.T) {
 		c.fd(1, envelope)
 		r, w := c.pipe()
 		c.fd(4, w)
-		flags := func(f *os.File) int { return fcntl(int(f.Fd()), syscall.F_GETFL, 0) }
+		flags := func(f *os.File) int { return shim.Fcntl(int(f.Fd()), syscall.F_GETFL, 0) }
 		before := []int{flags(message), flags(envelope), flags(r)}
 		d := c.accepted()
 		if at, err := message.Seek(0, io.SeekCurrent); at != 8 || err != nil {

@@ -17,6 +17,7 @@ package main
 import (
 	"syscall"
 
+	"github.com/postern-mta/postern/cmd/internal/shim"
 	"github.com/postern-mta/postern/pipeline/ingress/handoff/wire"
 )
 
@@ -27,66 +28,64 @@ var socketPath = "/run/postern/queue.sock"
 const (
 	exitTimeout   = 52
 	exitRead      = 54
-	exitTemporary = 71
+	exitTemporary = shim.ExitTemporary
 	exitCrashed   = 81
 )
 
-// shim is one run of the program.
-type shim struct {
-	begun    int64 // all times are milliseconds of the monotonic clock
-	patience int64
-	sock     int
-	args     []byte // NUL-terminated, as the wire has them
-	env      []string
-
-	privileged bool
-	in         []byte
-	oob        []byte
-
-	beat, slow int64
-	envelope   bool // E has come
-	quiet, end int64
-	next       wire.Next
-	pairs      []pair
-	have       int
+// session is one run of the program.
+type session struct {
+	*shim.Conversation
+	env   []string
+	pairs []pair
+	have  int
 }
 
 // pair is what a next program reads; 0 stands for one that has not come, as ours are never 0.
 type pair struct{ message, envelope int }
 
 func main() {
-	s := &shim{begun: now(), patience: wire.ConnectWait, sock: -1, env: syscall.Environ()}
-	if !open(0) || !open(1) {
+	s := &session{env: syscall.Environ()}
+	s.Conversation = shim.Begin(2, totalWait, s.fail)
+	if !shim.Given(0) || !shim.Given(1) {
 		syscall.Exit(exitRead)
 	}
-	s.privileged = privileged()
-	if wait := number(getenv("POSTERN_WAIT"), wire.ConnectWaitMax); wait >= 0 && !s.privileged {
-		s.patience = int64(wait)
+	s.SetArgs(arguments())
+	s.Connect("POSTERN_SOCKET", socketPath)
+	if s.TooLong(wire.MaxArgs) {
+		exit(exitTemporary)
 	}
-	s.args = arguments()
-	s.in = make([]byte, wire.MaxPacket)
-	s.oob = make([]byte, syscall.CmsgSpace(2*4))
-	s.connect()
-	s.hello()
+	s.Hello(wire.ProgramQueue, s.env)
 	s.converse()
+}
+
+// arguments returns argv as the wire has it. The syscall package does not give it; /proc does.
+func arguments() []byte {
+	b, ok := shim.Slurp("/proc/self/cmdline", wire.MaxArgs+1)
+	if !ok || len(b) > 0 && b[len(b)-1] != 0 && len(b) <= wire.MaxArgs {
+		return []byte("qmail-queue\x00")
+	}
+	return b
+}
+
+func (s *session) fail(why shim.Failure) {
+	if why == shim.FailAbsent || why == shim.FailSlow {
+		s.silent()
+	}
+	exit(exitTemporary)
 }
 
 // exit ends the shim.
 func exit(code int) { syscall.Exit(code) }
 
 // converse follows the daemon's frames until one of them ends the shim.
-func (s *shim) converse() {
-	s.quiet, s.end = now()+s.patience, s.begun+totalWait
+func (s *session) converse() {
 	for {
-		until := s.quiet
-		if s.next.Count == 0 {
-			until = min(s.end, s.quiet)
-		}
-		packet, fds, late := s.get(until)
+		until := s.Until()
+		packet, fds, late := s.Get(until)
 		switch {
-		case late && until == s.end && until != s.quiet && !s.envelope:
+		case late && until == s.End && until != s.Quiet && !s.Envelope:
 			exit(exitTimeout)
-		case len(packet) == 0 && (!late || until == s.quiet) && !s.envelope && s.next.Count == 0:
+		case len(packet) == 0 && (!late || until == s.Quiet) && !s.Envelope && s.Next.Count == 0:
 			s.silent()
 		case len(packet) == 0:
 			exit(exitTemporary)
@@ -94,32 +93,15 @@ func (s *shim) converse() {
 		if !s.take(packet, fds) {
 			exit(exitTemporary)
 		}
-		if s.beat > 0 {
-			s.quiet = now() + s.beat
-		}
+		s.Heard()
 	}
 }
 
 // take does what a frame says; false: the frame is malformed or out of its place.
-func (s *shim) take(packet []byte, fds []int) bool {
-	kind, asked := wire.KindOf(packet), s.next.Count > 0
+func (s *session) take(packet []byte, fds []int) bool {
+	asked := s.Next.Count > 0
 	var err error
-	switch kind {
-	case wire.KindAccepted:
-		return s.beat == 0 && s.accepted(packet)
-	case wire.KindBeat:
-		_, err = wire.ParseBeat(packet)
-		return err == nil && s.beat > 0
-	case wire.KindEnvelope:
-		_, err = wire.ParseEnvelope(packet)
-		if err != nil || s.beat == 0 || asked {
-			return false
-		}
-		if !s.envelope {
-			s.end = now() + s.slow
-		}
-		s.envelope = true
-		return true
+	switch wire.KindOf(packet) {
 	case wire.KindExit:
 		x, err := wire.ParseExit(packet)
 		if err != nil || asked {
@@ -127,26 +109,20 @@ func (s *shim) take(packet []byte, fds []int) bool {
 		}
 		exit(s.answer(x))
 	case wire.KindNext:
-		if s.beat == 0 || asked {
+		if !s.Started || asked {
 			return false
 		}
-		s.next, err = wire.ParseNext(packet)
-		s.pairs = make([]pair, s.next.Count)
+		s.Next, err = wire.ParseNext(packet)
+		s.pairs = make([]pair, s.Next.Count)
 		return err == nil
 	case wire.KindPair:
 		return asked && s.pair(packet, fds)
 	}
-	return kind.Ignorable()
-}
-
-func (s *shim) accepted(packet []byte) bool {
-	a, err := wire.ParseAccepted(packet)
-	s.beat, s.slow = int64(a.Beat), int64(a.Slow)
-	return err == nil
+	return s.Follow(packet)
 }
 
 // pair takes the descriptors for one run of the next program, and runs it when they are all there.
-func (s *shim) pair(packet []byte, fds []int) bool {
+func (s *session) pair(packet []byte, fds []int) bool {
 	p, err := wire.ParsePair(packet)
 	if err != nil || len(fds) != 2 || int(p.Index) >= len(s.pairs) || s.pairs[p.Index].message != 0 {
 		return false
@@ -160,7 +136,7 @@ func (s *shim) pair(packet []byte, fds []int) bool {
 }
 
 // answer tells the text, if it can, and returns the exit code.
-func (s *shim) answer(x wire.Exit) int {
+func (s *session) answer(x wire.Exit) int {
 	if x.Code == 0 || len(x.Text) <= 2 {
 		return int(x.Code)
 	}
@@ -173,7 +149,7 @@ func (s *shim) answer(x wire.Exit) int {
 			continue
 		}
 		text := wire.Clean(x.Text, c.Max)
-		if poll([]pollFD{{fd: int32(fd), events: pollOut}}, errorWait) && write(fd, text) == len(text) {
+		if shim.Poll([]shim.PollFD{{FD: int32(fd), Events: shim.PollOut}}, errorWait) && write(fd, text) == len(text) {
 			return int(c.Exit)
 		}
 		return int(x.Code)
@@ -182,7 +158,7 @@ func (s *shim) answer(x wire.Exit) int {
 }
 
 // silent ends the shim when there is no answer, and the caller may still be writing.
-func (s *shim) silent() {
+func (s *session) silent() {
 	s.drain()
 	exit(exitTemporary)
 }
@@ -190,26 +166,45 @@ func (s *shim) silent() {
 // drain hangs up and then reads what the caller still writes: a daemon that is stopped holds the reading ends too, as
 // some callers do themselves, so our exit would leave the caller blocked in write. Only after the socket is closed, so that a daemon that wakes up
 // knows that the message may have a hole.
-func (s *shim) drain() {
-	syscall.Close(s.sock)
-	p := []pollFD{{fd: -1, events: pollIn}, {fd: -1, events: pollIn}}
+func (s *session) drain() {
+	s.HangUp()
+	p := []shim.PollFD{{FD: -1, Events: shim.PollIn}, {FD: -1, Events: shim.PollIn}}
 	for fd := range p {
 		if format := format(fd); format == syscall.S_IFIFO || format == syscall.S_IFSOCK {
-			p[fd].fd = int32(fd)
+			p[fd].FD = int32(fd)
 		}
 	}
-	for p[0].fd >= 0 || p[1].fd >= 0 {
-		if !poll(p, drainQuiet) {
+	for p[0].FD >= 0 || p[1].FD >= 0 {
+		if !shim.Poll(p, drainQuiet) {
 			return
 		}
 		for fd := range p {
-			if p[fd].fd < 0 || p[fd].revents == 0 {
+			if p[fd].FD < 0 || p[fd].Revents == 0 {
 				continue
 			}
-			n, err := syscall.Read(fd, s.in)
+			n, err := syscall.Read(fd, s.Packet)
 			if n <= 0 && err != syscall.EINTR && err != syscall.EAGAIN {
-				p[fd].fd = -1
+				p[fd].FD = -1
 			}
+		}
+	}
+}
+
+// format is the kind of file behind fd, S_IFMT; 0 if there is none.
+func format(fd int) uint32 {
+	var st syscall.Stat_t
+	if syscall.Fstat(fd, &st) != nil {
+		return 0
+	}
+	return st.Mode & syscall.S_IFMT
+}
+
+// write returns how much was written.
+func write(fd int, b []byte) int {
+	for {
+		n, err := syscall.Write(fd, b)
+		if err != syscall.EINTR {
+			return n
 		}
 	}
 }

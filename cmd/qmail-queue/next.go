@@ -3,16 +3,17 @@ package main
 import (
 	"syscall"
 
+	"github.com/postern-mta/postern/cmd/internal/shim"
 	"github.com/postern-mta/postern/pipeline/ingress/handoff/wire"
 )
 
 // run runs the next program and the copies, and ends the shim.
-func (s *shim) run() {
-	if hops() >= wire.MaxHops || isSelf(s.next.Path) {
+func (s *session) run() {
+	if shim.IsLoop(s.Next.Path) {
 		s.report(wire.Result{Exit: exitTemporary})
 		exit(exitTemporary)
 	}
-	if s.next.Mode == wire.ModeExec {
+	if s.Next.Mode == wire.ModeExec {
 		s.become()
 		s.report(wire.Result{Exit: exitTemporary})
 		exit(exitTemporary)
@@ -28,10 +29,10 @@ func (s *shim) run() {
 }
 
 // runOne runs the next program with pair i, waits, reports, and returns its exit code.
-func (s *shim) runOne(i int) uint8 {
+func (s *session) runOne(i int) uint8 {
 	r := wire.Result{Index: uint16(i), Exit: exitTemporary}
-	pid, err := syscall.ForkExec(s.next.Path, s.argv(), &syscall.ProcAttr{
-		Env:   s.nextEnv(),
+	pid, err := syscall.ForkExec(s.Next.Path, s.argv(), &syscall.ProcAttr{
+		Env:   shim.NextEnviron(s.env),
 		Files: []uintptr{uintptr(s.pairs[i].message), uintptr(s.pairs[i].envelope), 2},
 	})
 	switch {
@@ -50,7 +51,7 @@ func (s *shim) runOne(i int) uint8 {
 			r.Exit, r.Signal = exitCrashed, uint8(status.Signal())
 		}
 	case (err == syscall.EAGAIN || err == syscall.ENOMEM) && len(s.pairs) == 1:
-		s.put(wire.FellBack{PID: uint32(syscall.Getpid())}.Append(nil), nil, atOnce)
+		s.Tell(wire.FellBack{PID: uint32(syscall.Getpid())}.Append(nil))
 		s.become()
 	}
 	s.report(r)
@@ -58,59 +59,29 @@ func (s *shim) runOne(i int) uint8 {
 }
 
 // become turns this process into the next program, with the only pair; it returns if that cannot be.
-func (s *shim) become() {
+func (s *session) become() {
 	if syscall.Dup3(s.pairs[0].message, 0, 0) != nil || syscall.Dup3(s.pairs[0].envelope, 1, 0) != nil {
 		return
 	}
-	syscall.Exec(s.next.Path, s.argv(), s.nextEnv())
+	syscall.Exec(s.Next.Path, s.argv(), shim.NextEnviron(s.env))
 }
 
 // report says how a run ended, if the daemon can hear it: the exit code is the main program's in any case.
-func (s *shim) report(r wire.Result) { s.put(r.Append(nil), nil, atOnce) }
+func (s *session) report(r wire.Result) { s.Tell(r.Append(nil)) }
 
 // argv is ours with the path as its first.
-func (s *shim) argv() []string {
-	argv := []string{s.next.Path}
-	start, first := 0, true
-	for i, c := range s.args {
-		if c != 0 {
-			continue
-		}
-		if !first {
-			argv = append(argv, string(s.args[start:i]))
-		}
-		start, first = i+1, false
-	}
-	return argv
-}
-
-// nextEnv is ours with one hop more.
-func (s *shim) nextEnv() []string {
-	const name = wire.HopsVariable + "="
-	env := make([]string, 0, len(s.env)+1)
-	for _, e := range s.env {
-		if len(e) < len(name) || e[:len(name)] != name {
-			env = append(env, e)
-		}
-	}
-	return append(env, name+string(rune('1'+hops())))
-}
-
-func hops() int { return max(0, number(getenv(wire.HopsVariable), wire.MaxHops)) }
-
-// isSelf reports whether path is the program that is running.
-func isSelf(path string) bool {
-	var us, it syscall.Stat_t
-	return syscall.Stat("/proc/self/exe", &us) == nil && syscall.Stat(path, &it) == nil && us.Dev == it.Dev && us.Ino == it.Ino
+func (s *session) argv() []string {
+	argv := s.Argv()
+	return append([]string{s.Next.Path}, argv[min(1, len(argv)):]...)
 }
 
 // errorFD is the descriptor that $ERROR_FD names; otherwise, if it names none.
 func errorFD(otherwise int) int {
-	s := getenv("ERROR_FD")
+	s := shim.Getenv("ERROR_FD")
 	if s == "-1" {
 		return -1
 	}
-	if n := number(s, 1<<20); n >= 0 {
+	if n := shim.Number(s, 1<<20); n >= 0 {
 		return n
 	}
 	return otherwise
@@ -119,10 +90,10 @@ func errorFD(otherwise int) int {
 // errorPipe reports whether fd is the writing end of a pipe that the caller left open for us: all of our own
 // descriptors are close-on-exec, and the caller's cannot be.
 func errorPipe(fd int) bool {
-	if fd < 2 || fcntl(fd, syscall.F_GETFD, 0) != 0 || format(fd) != syscall.S_IFIFO {
+	if fd < 2 || shim.Fcntl(fd, syscall.F_GETFD, 0) != 0 || format(fd) != syscall.S_IFIFO {
 		return false
 	}
-	flags := fcntl(fd, syscall.F_GETFL, 0)
+	flags := shim.Fcntl(fd, syscall.F_GETFL, 0)
 	return flags >= 0 && flags&syscall.O_ACCMODE != syscall.O_RDONLY
 }
 
@@ -130,7 +101,7 @@ func errorPipe(fd int) bool {
 func hideErrorPipes() {
 	for _, fd := range [...]int{4, 6, errorFD(-1)} {
 		if fd > 2 && errorPipe(fd) {
-			fcntl(fd, syscall.F_SETFD, syscall.FD_CLOEXEC)
+			shim.Fcntl(fd, syscall.F_SETFD, syscall.FD_CLOEXEC)
 		}
 	}
 }

@@ -22,6 +22,7 @@ package main
 import (
 	"syscall"
 
+	"github.com/postern-mta/postern/cmd/internal/shim"
 	"github.com/postern-mta/postern/pipeline/ingress/handoff/wire"
 )
 
@@ -41,56 +42,41 @@ const (
 	noNext     = "ZUnable to run the next qmail-remote. (#4.3.0)\n\x00"
 )
 
-// exitTemporary is what the daemon hears of a next program that was not started.
-const exitTemporary = 71
-
-// shim is one run of the program.
-type shim struct {
-	patience int64 // all times are milliseconds of the monotonic clock
-	sock     int
-	args     []byte // NUL-terminated, as the wire has them
-	argc     int
-
-	privileged bool
-	in         []byte
-	oob        []byte
-
-	beat, slow int64
-	envelope   bool // E has come
-	quiet, end int64
-	next       wire.Next
-	text       []byte
+// session is one run of the program.
+type session struct {
+	*shim.Conversation
+	text []byte
 }
 
 func main() {
-	begun := now()
-	s := &shim{patience: wire.ConnectWait, sock: -1}
-	if !open(0) {
+	s := &session{Conversation: shim.Begin(1, readWait, fail)}
+	if !shim.Given(0) {
 		say(unreadable)
 	}
-	args, ok := slurp("/proc/self/cmdline", wire.MaxRemoteArgs+1)
-	for _, c := range args {
-		if c == 0 {
-			s.argc++
-		}
-	}
+	args, ok := shim.Slurp("/proc/self/cmdline", wire.MaxRemoteArgs+1)
+	s.SetArgs(args)
 	switch {
 	case !ok:
 		say(nonsense)
-	case len(args) > wire.MaxRemoteArgs || s.argc > 65535:
+	case s.TooLong(wire.MaxRemoteArgs):
 		say(tooLong)
-	case s.argc < 4:
+	case s.Argc < 4:
 		say(improper)
 	}
-	s.args, s.privileged = args, privileged()
-	if wait := number(getenv("POSTERN_WAIT"), wire.ConnectWaitMax); wait >= 0 && !s.privileged {
-		s.patience = int64(wait)
+	s.Connect("POSTERN_REMOTE_SOCKET", socketPath)
+	s.Hello(wire.ProgramRemote, nil)
+	s.converse()
+}
+
+func fail(why shim.Failure) {
+	switch why {
+	case shim.FailPath, shim.FailAbsent:
+		say(noDaemon)
+	case shim.FailSlow:
+		say(slow)
+	default:
+		say(died)
 	}
-	s.in = make([]byte, wire.MaxPacket)
-	s.oob = make([]byte, syscall.CmsgSpace(4))
-	s.connect()
-	s.hello()
-	s.converse(begun)
 }
 
 // say reports b and ends the shim.
@@ -104,7 +90,7 @@ func report(b []byte) {
 		case nil:
 			b = b[n:]
 		case syscall.EAGAIN:
-			poll([]pollFD{{fd: 1, events: pollOut}}, 1000)
+			shim.Poll([]shim.PollFD{{FD: 1, Events: shim.PollOut}}, 1000)
 		case syscall.EINTR:
 		default:
 			b = nil
@@ -114,54 +100,28 @@ func report(b []byte) {
 }
 
 // converse follows the daemon's frames until one of them ends the shim.
-func (s *shim) converse(begun int64) {
-	s.quiet, s.end = now()+s.patience, begun+readWait
+func (s *session) converse() {
 	for {
-		until := s.quiet
-		if s.next.Count == 0 {
-			until = min(s.end, s.quiet)
-		}
-		packet, fd, late := s.get(until)
+		packet, fds, late := s.Get(s.Until())
 		switch {
 		case late:
 			say(slow)
-		case len(packet) == 0:
+		case len(packet) == 0, wire.KindOf(packet) == wire.KindPair && len(fds) != 1:
 			say(died)
-		case !s.take(packet, fd):
+		case !s.take(packet, fds):
 			say(nonsense)
 		}
-		if s.beat > 0 {
-			s.quiet = now() + s.beat
-		}
+		s.Heard()
 	}
 }
 
 // take does what a frame says; false: the frame is malformed or out of its place.
-func (s *shim) take(packet []byte, fd int) bool {
-	kind, asked := wire.KindOf(packet), s.next.Count > 0
-	switch kind {
-	case wire.KindAccepted:
-		a, err := wire.ParseAccepted(packet)
-		if err != nil || s.beat > 0 {
-			return false
-		}
-		s.beat, s.slow = int64(a.Beat), int64(a.Slow)
-		return true
-	case wire.KindBeat:
-		_, err := wire.ParseBeat(packet)
-		return err == nil && s.beat > 0
-	case wire.KindEnvelope:
-		if _, err := wire.ParseEnvelope(packet); err != nil || s.beat == 0 || asked {
-			return false
-		}
-		if !s.envelope {
-			s.end = now() + s.slow
-		}
-		s.envelope = true
-		return true
+func (s *session) take(packet []byte, fds []int) bool {
+	asked := s.Next.Count > 0
+	switch wire.KindOf(packet) {
 	case wire.KindText:
 		t, err := wire.ParseText(packet)
-		if err != nil || s.beat == 0 || asked || len(t.Chunk) > wire.MaxReport-len(s.text) {
+		if err != nil || !s.Started || asked || len(t.Chunk) > wire.MaxReport-len(s.text) {
 			return false
 		}
 		s.text = append(s.text, t.Chunk...)
@@ -174,23 +134,23 @@ func (s *shim) take(packet []byte, fd int) bool {
 		s.answer(x)
 	case wire.KindNext:
 		n, err := wire.ParseNext(packet)
-		if err != nil || n.Mode != wire.ModeExec || s.beat == 0 || asked || len(s.text) > 0 {
+		if err != nil || n.Mode != wire.ModeExec || !s.Started || asked || len(s.text) > 0 {
 			return false
 		}
-		s.next = n
+		s.Next = n
 		return true
 	case wire.KindPair:
 		p, err := wire.ParsePair(packet)
 		if err != nil || !asked || p.Index != 0 {
 			return false
 		}
-		s.become(fd)
+		s.become(fds[0])
 	}
-	return kind.Ignorable()
+	return s.Follow(packet)
 }
 
 // answer reports what the daemon said to the end.
-func (s *shim) answer(x wire.Exit) {
+func (s *session) answer(x wire.Exit) {
 	switch n := len(s.text); {
 	case n > 0 && x.Code == 0 && s.text[n-1] == 0:
 		report(s.text)
@@ -201,46 +161,13 @@ func (s *shim) answer(x wire.Exit) {
 }
 
 // become turns this process into the next program.
-func (s *shim) become(message int) {
+func (s *session) become(message int) {
 	why := noNext
-	if hops() >= wire.MaxHops || isSelf(s.next.Path) {
+	if shim.IsLoop(s.Next.Path) {
 		why = loop
 	} else if syscall.Dup3(message, 0, 0) == nil {
-		syscall.Exec(s.next.Path, s.argv(), nextEnv())
+		syscall.Exec(s.Next.Path, s.Argv(), shim.NextEnviron(syscall.Environ()))
 	}
-	s.put(wire.Result{Exit: exitTemporary}.Append(nil), nil, atOnce)
+	s.Tell(wire.Result{Exit: shim.ExitTemporary}.Append(nil))
 	say(why)
-}
-
-// argv is ours, the first included.
-func (s *shim) argv() []string {
-	argv, start := make([]string, 0, s.argc), 0
-	for i, c := range s.args {
-		if c == 0 {
-			argv = append(argv, string(s.args[start:i]))
-			start = i + 1
-		}
-	}
-	return argv
-}
-
-// nextEnv is ours with one hop more.
-func nextEnv() []string {
-	const name = wire.HopsVariable + "="
-	all := syscall.Environ()
-	env := make([]string, 0, len(all)+1)
-	for _, e := range all {
-		if len(e) < len(name) || e[:len(name)] != name {
-			env = append(env, e)
-		}
-	}
-	return append(env, name+string(rune('1'+hops())))
-}
-
-func hops() int { return max(0, number(getenv(wire.HopsVariable), wire.MaxHops)) }
-
-// isSelf reports whether path is the program that is running.
-func isSelf(path string) bool {
-	var us, it syscall.Stat_t
-	return syscall.Stat("/proc/self/exe", &us) == nil && syscall.Stat(path, &it) == nil && us.Dev == it.Dev && us.Ino == it.Ino
 }

@@ -1,27 +1,26 @@
-package main
+package shim
 
 import (
 	"syscall"
 	"unsafe"
-
-	"github.com/postern-mta/postern/pipeline/ingress/handoff/wire"
 )
 
-// pollFD is struct pollfd.
-type pollFD struct {
-	fd              int32
-	events, revents int16
+// PollFD is struct pollfd.
+type PollFD struct {
+	FD              int32
+	Events, Revents int16
 }
 
+// What a PollFD waits for.
 const (
-	pollIn  = 1
-	pollOut = 4
+	PollIn  = 1
+	PollOut = 4
 )
 
-// poll waits until one of p is ready; false: ms have passed.
-func poll(p []pollFD, ms int64) bool {
-	for until := now() + ms; ; {
-		left := max(until-now(), 0)
+// Poll waits until one of p is ready; false: ms have passed.
+func Poll(p []PollFD, ms int64) bool {
+	for until := Now() + ms; ; {
+		left := max(until-Now(), 0)
 		t := syscall.NsecToTimespec(left * 1e6)
 		n, _, errno := syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)),
 			uintptr(unsafe.Pointer(&t)), 0, 0, 0)
@@ -32,16 +31,16 @@ func poll(p []pollFD, ms int64) bool {
 	}
 }
 
-// now is the monotonic clock in milliseconds.
-func now() int64 {
+// Now is the monotonic clock in milliseconds.
+func Now() int64 {
 	const monotonic = 1
 	var t syscall.Timespec
 	syscall.Syscall(syscall.SYS_CLOCK_GETTIME, monotonic, uintptr(unsafe.Pointer(&t)), 0)
 	return t.Nano() / 1e6
 }
 
-// fcntl returns -1 for an error.
-func fcntl(fd, command, arg int) int {
+// Fcntl returns -1 for an error.
+func Fcntl(fd, command, arg int) int {
 	n, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), uintptr(command), uintptr(arg))
 	if errno != 0 {
 		return -1
@@ -49,44 +48,25 @@ func fcntl(fd, command, arg int) int {
 	return int(n)
 }
 
-// format is the kind of file behind fd, S_IFMT; 0 if there is none.
-func format(fd int) uint32 {
-	var st syscall.Stat_t
-	if syscall.Fstat(fd, &st) != nil {
-		return 0
-	}
-	return st.Mode & syscall.S_IFMT
-}
-
-// open reports whether the caller gave us fd. The runtime has put /dev/null, for reading and writing, where it did not.
-func open(fd int) bool {
+// Given reports whether the caller gave us fd. The runtime has put /dev/null, for reading and writing, where it did not.
+func Given(fd int) bool {
 	const null = 1<<8 | 3
 	var st syscall.Stat_t
-	flags := fcntl(fd, syscall.F_GETFL, 0)
+	flags := Fcntl(fd, syscall.F_GETFL, 0)
 	if flags < 0 || syscall.Fstat(fd, &st) != nil {
 		return false
 	}
 	return st.Mode&syscall.S_IFMT != syscall.S_IFCHR || st.Rdev != null || flags&syscall.O_ACCMODE != syscall.O_RDWR
 }
 
-// write returns how much was written.
-func write(fd int, b []byte) int {
-	for {
-		n, err := syscall.Write(fd, b)
-		if err != syscall.EINTR {
-			return n
-		}
-	}
-}
-
-// getenv returns "" for a variable that is not set.
-func getenv(name string) string {
+// Getenv returns "" for a variable that is not set.
+func Getenv(name string) string {
 	s, _ := syscall.Getenv(name)
 	return s
 }
 
-// number reads a plain decimal number; -1 if it is none. One that is greater than limit counts as limit.
-func number(s string, limit int) int {
+// Number reads a plain decimal number; -1 if it is none. One that is greater than limit counts as limit.
+func Number(s string, limit int) int {
 	if s == "" {
 		return -1
 	}
@@ -100,8 +80,8 @@ func number(s string, limit int) int {
 	return n
 }
 
-// slurp returns at most limit bytes of a file; false if it cannot be read.
-func slurp(path string, limit int) ([]byte, bool) {
+// Slurp returns at most limit bytes of a file; false if it cannot be read.
+func Slurp(path string, limit int) ([]byte, bool) {
 	fd, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, false
@@ -127,22 +107,13 @@ func slurp(path string, limit int) ([]byte, bool) {
 	return b, true
 }
 
-// arguments returns argv as the wire has it. The syscall package does not give it; /proc does.
-func arguments() []byte {
-	b, ok := slurp("/proc/self/cmdline", wire.MaxArgs+1)
-	if !ok || len(b) > 0 && b[len(b)-1] != 0 && len(b) <= wire.MaxArgs {
-		return []byte("qmail-queue\x00")
-	}
-	return b
-}
-
 // privileged reports whether the process has rights that its caller has not (AT_SECURE); when in doubt it has.
 func privileged() bool {
 	const secure = 23
 	if syscall.Getuid() != syscall.Geteuid() || syscall.Getgid() != syscall.Getegid() {
 		return true
 	}
-	b, ok := slurp("/proc/self/auxv", 64<<10)
+	b, ok := Slurp("/proc/self/auxv", 64<<10)
 	if !ok {
 		return true
 	}
