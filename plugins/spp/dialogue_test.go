@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -466,6 +467,29 @@ func TestSplit(t *testing.T) {
 	}
 	if b, _ := os.ReadFile(ran); string(b) != "x\n" {
 		t.Errorf("[data] ran: %q", b)
+	}
+}
+
+// A message whose recipients are all changed one by one, and its header, too, is
+// not split into more than the chain bears.
+func TestManyChanged(t *testing.T) {
+	const many = 150
+	r := newRig(t, Options{Mail: []string{":echo HX-Spp: y"}, Rcpt: []string{":echo Cbox$SMTPRCPTCOUNTALL@example.com"}})
+	r.want("greet", "continue", "helo x", "continue", "mail a@example.net", "continue")
+	for i := range many {
+		r.want(fmt.Sprintf("rcpt r%d@example.org", i), "continue")
+	}
+	said, stored := r.message()
+	if said != "250 2.0.0 ok" {
+		t.Errorf("%s: %s", said, r.trace("message"))
+	}
+	for i := range many {
+		if address := fmt.Sprintf("box%d@example.com", i+1); len(regexp.MustCompile("[ ]"+address+"[ \n]").FindAllString(stored, -1)) != 1 {
+			t.Errorf("%s gets it not once", address)
+		}
+	}
+	if strings.Contains(stored, "@example.org") || strings.Count(stored, "X-Spp: y\n") != strings.Count(stored, " -> ") {
+		t.Errorf("stored\n%.2000s", stored)
 	}
 }
 

@@ -17,6 +17,10 @@ import (
 const (
 	maxFields = 200
 	maxLater  = 50
+	// maxSplit is into how many messages a change of the head or the sender may
+	// split one whose recipients are changed. The chain bears only so many for all
+	// filters; what recipients beyond have in their parameters is lost.
+	maxSplit = 16
 )
 
 // instance is the programs at work for one session.
@@ -228,11 +232,16 @@ func (i *instance) edit(v *pipeline.Verdict, tx *pipeline.Transaction, m message
 			continue
 		}
 		at, ok := part[address]
-		if !ok {
+		switch {
+		case ok:
+		case len(edits) > 0 && len(v.Others) == maxSplit: // one more recipient of the last part
+			at = maxSplit - 1
+			v.Others[at].Edits = append(v.Others[at].Edits, pipeline.Edit{Kind: pipeline.EditAddRecipient, Address: address})
+		default:
 			at = len(v.Others)
-			part[address] = at
 			v.Others = append(v.Others, pipeline.Verdict{Edits: append(slices.Clone(edits), pipeline.Edit{Kind: pipeline.EditRecipient, Address: address})})
 		}
+		part[address] = at
 		v.Others[at].Only = append(v.Others[at].Only, n)
 	}
 	return nil
