@@ -51,6 +51,9 @@ func (r *run) envelopeEdits(v *pipeline.Verdict) error {
 		v.Action, v.Edits = pipeline.Discard, nil
 		v.Reason += "; no recipient is left"
 		return nil
+	case r.changed == nil && r.env.Sender == was.Sender && inPlace(was, r.tx.Active, r.env, len(gone), len(added)):
+		v.Others = renamed(was, r.tx.Active, r.env)
+		return nil
 	case len(gone) == len(r.tx.Active): // the new ones take their place
 		v.Edits = append(v.Edits, pipeline.Edit{Kind: pipeline.EditRecipient, Address: added[0]})
 		added = added[1:]
@@ -61,6 +64,37 @@ func (r *run) envelopeEdits(v *pipeline.Verdict) error {
 		v.Edits = append(v.Edits, pipeline.Edit{Kind: pipeline.EditAddRecipient, Address: address})
 	}
 	return nil
+}
+
+// inPlace is whether each recipient that is gone has another in its place, each
+// its own, and nothing else has changed.
+func inPlace(was envelope.Envelope, active []int, is envelope.Envelope, gone, added int) bool {
+	if len(is.Recipients) != len(active) || gone != added {
+		return false
+	}
+	times := make(map[string]int, len(is.Recipients))
+	for _, r := range is.Recipients {
+		times[r.Address]++
+	}
+	for i, n := range active {
+		if a := is.Recipients[i].Address; a != was.Recipients[n].Address {
+			if gone--; times[a] > 1 {
+				return false
+			}
+		}
+	}
+	return gone == 0
+}
+
+// renamed are verdicts about recipients that have other addresses in their places.
+// They stay who they are, with the parameters that came with them.
+func renamed(was envelope.Envelope, active []int, is envelope.Envelope) (others []pipeline.Verdict) {
+	for i, n := range active {
+		if a := is.Recipients[i].Address; a != was.Recipients[n].Address {
+			others = append(others, pipeline.Verdict{Only: []int{n}, Edits: []pipeline.Edit{{Kind: pipeline.EditRecipient, Address: a}}})
+		}
+	}
+	return others
 }
 
 // compare tells which recipients, of those that the filter was asked about, are

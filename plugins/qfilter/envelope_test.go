@@ -94,6 +94,46 @@ func TestBoth(t *testing.T) {
 	}
 }
 
+// A recipient whose address a program writes anew in its place stays the same
+// recipient, with what the client wants to be told about it.
+func TestParameters(t *testing.T) {
+	parts := func(all ...string) (e envelope.Envelope) {
+		e.Sender = "a@b"
+		for _, a := range all {
+			e.Recipients = append(e.Recipients, envelope.Recipient{Address: a, DSN: &envelope.DSN{ORcpt: "rfc822;was-" + a, Notify: envelope.NotifyNever}})
+		}
+		return e
+	}
+	for name, c := range map[string]struct{ write, want string }{
+		"in their places":  {"TA!Tb!TC!", "A rfc822;was-a, C rfc822;was-c, b rfc822;was-b"},
+		"all of them":      {"TA!TB!TC!", "A rfc822;was-a, B rfc822;was-b, C rfc822;was-c"},
+		"to one":           {"Tb!Tb!Tb!", "b , b , b rfc822;was-b"},
+		"one goes":         {"Ta!Tc!", "a rfc822;was-a, c rfc822;was-c"},
+		"another in front": {"Tx!Ta!Tb!", "a rfc822;was-a, b rfc822;was-b, x "},
+	} {
+		r := newRig(t, Options{Command: []string{script(t, `printf %s "$1" | tr '!' '\000' >&4`), "Fa@b!" + c.write + "!"}})
+		o := r.chain.Run(t.Context(), &pipeline.Transaction{ID: "t1", Session: filtertest.Stranger(), Envelope: parts("a", "b", "c")}, message.FromString(plain))
+		var got []string
+		for _, out := range o.Outgoing {
+			for _, r := range out.Envelope.Recipients {
+				d := envelope.DSN{}
+				if r.DSN != nil {
+					d = *r.DSN
+				}
+				got = append(got, r.Address+" "+d.ORcpt)
+				if (d.Notify == envelope.NotifyNever) != (d.ORcpt != "") {
+					t.Errorf("%s: %+v", name, d)
+				}
+			}
+		}
+		o.Release()
+		slices.Sort(got)
+		if s := strings.Join(got, ", "); s != c.want {
+			t.Errorf("%s: %s, want %s", name, s, c.want)
+		}
+	}
+}
+
 // A program may name another qmail-queue, and the table says what that means.
 func TestQueues(t *testing.T) {
 	queues := map[string]string{

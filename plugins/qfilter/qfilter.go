@@ -68,7 +68,9 @@
 //
 // The new envelope is compared with the old one. A recipient that is no longer
 // there is dropped, without a report to anybody; one that is new gets the
-// message as the others do; where all are new, they take the place of the old.
+// message as the others do; where all are new, they take the place of the old. One that only has another
+// address in its place keeps what the client wants to be told about it (NOTIFY, ORCPT),
+// if message and sender stay as they are.
 // An envelope that ends early or breaks the format is a failure.
 //
 // may_change says what they may write at all: may_change = [] is for programs that
