@@ -94,11 +94,12 @@ func TestReferenceIsWhole(t *testing.T) {
 }
 
 // TestReadmeConfiguration takes the README at its word: postern check finds its
-// example right, on a host that has the users and the programs that it names.
+// example right, on a host that has the users, the programs and the password that
+// it names.
 func TestReadmeConfiguration(t *testing.T) {
 	dir := t.TempDir()
-	programs := strings.NewReplacer("/var/qmail/bin/", dir+"/")
-	for _, name := range []string{"qmail-queue", "qmail-remote.orig"} {
+	programs := strings.NewReplacer("/var/qmail/bin/", dir+"/", "/etc/postern/provider", dir+"/provider")
+	for _, name := range []string{"qmail-queue", "qmail-remote.orig", "provider"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"), 0o755); err != nil {
 			t.Fatal(err)
 		}

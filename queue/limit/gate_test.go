@@ -294,6 +294,76 @@ func TestSourcesAreSuspendedByThemselves(t *testing.T) {
 	}
 }
 
+// TestSuspendedGetsNothing has connections that are open when a suspension begins.
+func TestSuspendedGetsNothing(t *testing.T) {
+	classes, err := ShippedClasses()
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := New(Options{Classes: classes})
+	p := Path{Site: "x", Provider: "big", Groups: []string{"some"}, Source: "us"}
+	k, no := g.Open(start, p)
+	if no != nil {
+		t.Fatal(no)
+	}
+	if no := k.At(start, "192.0.2.1", "net"); no != nil {
+		t.Fatal(no)
+	}
+	k.Greeted(start)
+	until := start.Add(time.Hour)
+	keys := []Key{{Source, "us"}, {Provider, "big"}, {Group, "some"}, {Group, "net"}, {Site, "x"}, {Address, "192.0.2.1"}}
+	for i, key := range keys {
+		g.Suspend(key, until, "a reason")
+		if no := k.Message(start, 1); no == nil || no.Key != key || no.What != "suspended" || no.Why != "a reason" || !no.Until.Equal(until) {
+			t.Errorf("%v is suspended: %v", key, no)
+		}
+		known := key.Level != Address && key.Name != "net" // before a connection
+		if no := g.Suspended(start, p); known != (no != nil) {
+			t.Errorf("%v is suspended: %v", key, no)
+		}
+		if held := g.Held(start); len(held) != 1 || held[0] != (Held{Key: key, Suspended: true, Until: until, Why: "a reason"}) {
+			t.Errorf("%+v", held)
+		}
+		if !g.Resume(start, key) {
+			t.Errorf("%v cannot be resumed", key)
+		}
+		if no := k.Message(start.Add(time.Duration(i)*time.Second), 1); no != nil {
+			t.Errorf("%v was resumed: %v", key, no)
+		}
+	}
+	if held, no := g.Held(start), g.Suspended(start, p); len(held) != 0 || no != nil {
+		t.Errorf("%+v, %v", held, no)
+	}
+
+	k.Said(start, Answer{Code: 421, Enhanced: "4.7.0", Text: "[TSS04] Messages deferred"})
+	for _, no := range []*Refusal{k.Message(start, 1), g.Suspended(start, p), g.Explain(start, p).Binding} {
+		if no == nil || no.Key.Level != Adapted || no.What != "suspended" || !no.Until.Equal(start.Add(2*time.Hour)) {
+			t.Errorf("blocked: %v", no)
+		}
+	}
+	if no := g.Suspended(start, Path{Site: "x", Source: "others"}); no != nil {
+		t.Errorf("another source: %v", no)
+	}
+	if no := k.Message(start.Add(2*time.Hour), 1); no != nil {
+		t.Errorf("after its end: %v", no)
+	}
+
+	// A site that could not be reached three times running sleeps; a connection that
+	// is there all the same is of use.
+	for range failuresToSleep {
+		k.Unreachable(start.Add(3*time.Hour), "no route")
+	}
+	if no := g.Suspended(start.Add(3*time.Hour), p); no != nil {
+		t.Errorf("unreachable: %v", no)
+	}
+	if no := k.Message(start.Add(3*time.Hour), 1); no != nil {
+		t.Errorf("unreachable: %v", no)
+	}
+	if _, no := g.Open(start.Add(3*time.Hour), p); no == nil || no.What != "suspended" {
+		t.Errorf("unreachable: %v", no)
+	}
+}
+
 func TestSweepForgets(t *testing.T) {
 	g := New(Options{})
 	for i := range 1000 {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -217,5 +218,36 @@ func TestShortPausesAreWaitedFor(t *testing.T) {
 	}}
 	if r := one(t, n.exit(smtp.Options{Gate: g}), job("d.test", "r@d.test")); r.Reply.Class != reply.Success || asked != 4 {
 		t.Errorf("asked %d times: %+v", asked, r)
+	}
+}
+
+// TestGroupsHaveConnectionsOfTheirOwn sends to domains on one address, of which
+// some are in a group.
+func TestGroupsHaveConnectionsOfTheirOwn(t *testing.T) {
+	n := newInternet(t)
+	s := n.put("a.test", "192.0.2.1", smtptest.Options{})
+	for _, d := range []string{"b.test", "c.test", "d.test"} {
+		n.hosts[d] = []string{"192.0.2.1"}
+	}
+	g := &gate{}
+	x := n.exit(smtp.Options{Gate: g, Group: func(domain string) string {
+		return map[string]string{"b.test": "slow", "d.test": "slow"}[domain]
+	}})
+	for _, d := range []string{"a.test", "b.test", "c.test", "d.test"} {
+		if r := one(t, x, job(d, "r@"+d)); r.Reply.Class != reply.Success {
+			t.Fatalf("%s: %+v", d, r)
+		}
+	}
+	if st := s.Stats(); st.Connections != 2 || st.Messages != 4 {
+		t.Errorf("%+v", st)
+	}
+	g.mu.Lock()
+	heard := slices.DeleteFunc(slices.Clone(g.heard), func(h string) bool { return !strings.HasPrefix(h, "open") })
+	g.mu.Unlock()
+	if want := []string{"open a.test", "open slow=b.test"}; !slices.Equal(heard, want) {
+		t.Errorf("%q, want %q", heard, want)
+	}
+	if p, err := x.Locate(t.Context(), "d.test"); err != nil || p.Site.Name != "slow=d.test" || !slices.Equal(p.Hosts, []string{"d.test"}) {
+		t.Errorf("%+v, %v", p, err)
 	}
 }
