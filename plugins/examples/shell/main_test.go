@@ -110,13 +110,13 @@ func TestEnvironment(t *testing.T) {
 func TestProcesses(t *testing.T) {
 	pids := filepath.Join(t.TempDir(), "pids")
 	quick := func(c sdktest.Case) sdktest.Case {
-		c.Options["wait"] = "300ms"
+		c.Options["wait"] = "2s"
 		return c
 	}
 	start := "echo $$ >>" + pids + "; sleep 300 & echo $! >>" + pids + "; "
 	sdktest.Run(t, plugin,
-		quick(script(t, "hangs", start+"sleep 300", sdktest.Want{Error: "it took more than 300ms"})),
-		quick(script(t, "hangs, deaf", start+"trap '' TERM INT HUP; while :; do sleep 300; done", sdktest.Want{Error: "it took more than 300ms"})),
+		quick(script(t, "hangs", start+"sleep 300", sdktest.Want{Error: "it took more than 2s"})),
+		quick(script(t, "hangs, deaf", start+"trap '' TERM INT HUP; while :; do sleep 300; done", sdktest.Want{Error: "it took more than 2s"})),
 		script(t, "left with the output", start+"echo accept", sdktest.Want{Error: "left a process behind"}),
 		script(t, "left without", "echo $$ >>"+pids+"; sleep 300 </dev/null >/dev/null 2>&1 & echo $! >>"+pids+"; echo accept", sdktest.Want{Action: "accept"}),
 	)
