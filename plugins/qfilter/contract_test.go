@@ -53,6 +53,16 @@ echo "a word; printf '\033[31m'" >&2`), "one two"}})
 	}
 }
 
+// A later program reads what those before it wrote, and cannot write to it either.
+func TestDescriptorsLater(t *testing.T) {
+	for _, size := range []int{0, message.InMemory} {
+		text := plain + strings.Repeat("x\n", size)
+		bad := script(t, "(printf XXXX >&0) 2>/dev/null && exit 31; exit 0")
+		r := newRig(t, Options{Command: []string{sample(t, "add-header"), "X: y", "--", bad, "--", "cat"}})
+		r.want(text, "X: y\n"+text)
+	}
+}
+
 // tell runs a program that notes its environment.
 func tell(t *testing.T, o Options, s *pipeline.Session, e envelope.Envelope) (map[string]string, *rig, result) {
 	t.Helper()

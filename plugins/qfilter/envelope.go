@@ -91,7 +91,7 @@ func inPlace(was envelope.Envelope, active []int, is envelope.Envelope, gone, ad
 func renamed(was envelope.Envelope, active []int, is envelope.Envelope) (others []pipeline.Verdict) {
 	for i, n := range active {
 		if a := is.Recipients[i].Address; a != was.Recipients[n].Address {
-			others = append(others, pipeline.Verdict{Only: []int{n}, Edits: []pipeline.Edit{{Kind: pipeline.EditRecipient, Address: a}}})
+			others = append(others, pipeline.Verdict{Only: []int{n}, Reason: "another address", Edits: []pipeline.Edit{{Kind: pipeline.EditRecipient, Address: a}}})
 		}
 	}
 	return others

@@ -70,6 +70,18 @@ func (f *Filter) spooled() (*tempFile, error) {
 // and others do for /dev/stdin and /dev/fd/4. It has no name to open it by.
 func (t *tempFile) share(mode fs.FileMode) error { return t.Chmod(mode) }
 
+// sealed is the same file for programs that only read it.
+func (t *tempFile) sealed() (*tempFile, error) {
+	if err := t.share(0o444); err != nil {
+		return nil, err
+	}
+	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", t.Fd()))
+	if err != nil {
+		return nil, err
+	}
+	return &tempFile{f}, nil
+}
+
 func (t *tempFile) rewind() error {
 	_, err := t.Seek(0, io.SeekStart)
 	return err

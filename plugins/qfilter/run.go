@@ -98,7 +98,7 @@ func active(tx *pipeline.Transaction) envelope.Envelope {
 func (r *run) close() {
 	r.input.close()
 	r.queue.close()
-	if r.changed != nil && r.changed.tempFile != r.input {
+	if r.changed != nil {
 		r.changed.close()
 	}
 }
@@ -219,8 +219,15 @@ func (r *run) takeMessage(c command, files *files, limit int64) error {
 	if err := files.message.whole(r.filter.free); err != nil {
 		return err
 	}
+	in, err := files.message.sealed()
+	if err != nil {
+		return fmt.Errorf("what it wrote: %w", err)
+	}
 	r.input.close()
-	r.input, r.changed = files.message, &output{files.message, size, c.name()}
+	if r.changed != nil {
+		r.changed.close()
+	}
+	r.input, r.changed = in, &output{files.message, size, c.name()}
 	files.message = nil
 	r.notes = append(r.notes, c.name()+" wrote the message anew")
 	return nil
