@@ -9,8 +9,9 @@
 //
 // A program gets what its Spec names and nothing else: descriptors by number,
 // arguments, environment, directory, limits, a user. It has a session and a
-// process group of its own, no terminal, the umask 077, and all signals as they
-// are by default.
+// process group of its own, no terminal, the umask 077, all signals as they are by
+// default, and no rights that the daemon has without being root (ambient
+// capabilities); the kernel does not spare it where it spares the daemon.
 //
 // Promises: what a Limits bounds is bounded from the first instruction on. When a
 // program has ended, or is killed, everything that it has started is killed with

@@ -112,6 +112,9 @@ func (p *plan) become() {
 		return
 	}
 	syscall.RawSyscall(unix.SYS_UMASK, 0o077, 0, 0)
+	// What a service lets the daemon do beside its user is for the daemon alone. Old
+	// kernels do not know of it, and nobody has it there.
+	syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0, 0)
 	for i := range p.limits {
 		if e = p.limits[i].set(); e != 0 {
 			p.failed(stepLimits, e)

@@ -7,6 +7,7 @@ import (
 	"os/signal"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -138,6 +139,8 @@ func confine() error {
 
 // prepare gets what the starter needs.
 func (s *server) prepare() (err error) {
+	// Once confined it may not write there. Without /proc there is nothing to do.
+	_ = unspare("/proc/self/oom_score_adj")
 	if err := confine(); err != nil {
 		return err
 	}
@@ -152,6 +155,19 @@ func (s *server) prepare() (err error) {
 	}
 	s.list.open()
 	return nil
+}
+
+// unspare has the kernel, when it is short of memory, not spare this process, and
+// so none of its programs, where it spares the daemon.
+func unspare(file string) error {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err != nil || n >= 0 {
+		return err
+	}
+	return os.WriteFile(file, []byte("0"), 0)
 }
 
 // onlyUsers is whether programs are run as the accounts' users only.

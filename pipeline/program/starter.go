@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
 	"strconv"
 	"sync"
 	"syscall"
@@ -87,6 +88,7 @@ func (s *Starter) Start(spec Spec) (*Process, error) {
 		body, kind, fds = nil, kindStartApart, append(fds, int(apart.Fd()))
 	}
 	p, err := s.ask(kind, body, fds)
+	runtime.KeepAlive(spec.Files) // their descriptors are theirs until here
 	if err != nil {
 		return nil, &StartError{Path: spec.Path, Kind: kindOf(err), Err: err}
 	}
@@ -204,10 +206,14 @@ func (s *Starter) Close() error {
 	case <-c.lost:
 		return nil
 	case <-t.C:
-		_ = c.process.Kill()
-		<-c.lost
-		return ErrStuck
 	}
+	_ = c.process.Kill() // a keeper is root's, and we may not be any more
+	t.Reset(time.Second)
+	select {
+	case <-c.lost:
+	case <-t.C:
+	}
+	return ErrStuck
 }
 
 // spawn runs the process, and waits until it is ready.

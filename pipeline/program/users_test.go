@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -203,5 +205,99 @@ func TestKeeper(t *testing.T) {
 	}
 	if s.child.process.Pid != keeper {
 		t.Error("the daemon has started another one")
+	}
+}
+
+// Rights that a service gives the daemon without making it root are not its
+// programs'.
+func TestNoAmbientRights(t *testing.T) {
+	runtime.LockOSThread() // and never unlocked: the thread ends with the test
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		t.Fatal(err)
+	}
+	data[0].Inheritable |= 1 << unix.CAP_CHOWN
+	if err := unix.Capset(&header, &data[0]); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, unix.CAP_CHOWN, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	s := newStarter(t, Options{})
+	if err := s.Ready(); err != nil { // on this thread
+		t.Fatal(err)
+	}
+	if got := capabilities(t, fmt.Sprintf("/proc/%d/status", s.child.process.Pid), "CapAmb"); got == 0 {
+		t.Fatal("the starter does not have what it is to take away")
+	}
+	said, _ := output(t, s, Spec{Env: []string{"PATH=/usr/bin:/bin"}}, "exec cat /proc/self/status")
+	file := filepath.Join(t.TempDir(), "status")
+	if err := os.WriteFile(file, []byte(said), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := capabilities(t, file, "CapAmb"); got != 0 {
+		t.Errorf("a program has %#x", got)
+	}
+}
+
+// capabilities is a set in a file like /proc/PID/status.
+func capabilities(t *testing.T, file, set string) uint64 {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if value, ok := strings.CutPrefix(line, set+":"); ok {
+			n, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+	}
+	t.Fatalf("%s says nothing of %s", file, set)
+	return 0
+}
+
+// A daemon that the kernel spares when it is short of memory does not have its
+// programs spared.
+func TestUnspare(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "oom_score_adj")
+	for was, want := range map[string]string{"-1000\n": "0", "-1\n": "0", "0\n": "0\n", "500\n": "500\n"} {
+		if err := os.WriteFile(file, []byte(was), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := unspare(file); err != nil {
+			t.Error(err)
+		}
+		if got, err := os.ReadFile(file); err != nil || string(got) != want {
+			t.Errorf("%q became %q, want %q: %v", was, got, want, err)
+		}
+	}
+	if err := unspare(filepath.Join(file, "none")); err == nil {
+		t.Error("no error of a file that is not there")
+	}
+}
+
+// Close does not wait for ever for a process that cannot be killed.
+func TestCloseStuck(t *testing.T) {
+	t.Parallel()
+	ours, theirs, err := socketpair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close()
+	defer theirs.Close()
+	process, err := os.StartProcess("/bin/true", []string{"true"}, &os.ProcAttr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer process.Wait() //nolint:errcheck // it is only there
+	s := New(Options{})
+	s.child = &child{control: ours, process: process, lost: make(chan struct{}), kept: true, timeout: s.timeout}
+	if err := s.Close(); !errors.Is(err, ErrStuck) {
+		t.Error(err)
 	}
 }
