@@ -3,9 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
-	"net"
-	"strconv"
 
 	"github.com/postern-mta/postern/cmd/postern/config"
 	"github.com/postern-mta/postern/pipeline"
@@ -39,7 +38,7 @@ type cutThrough struct {
 // message has come, there would be no one answer.
 func lotOf(route func(domain string) (config.Route, bool), address string) string {
 	if r, ok := route(envelope.Domain(address)); ok && r.CutThrough {
-		return net.JoinHostPort(r.Host, strconv.Itoa(int(r.Port))) + " " + address
+		return fmt.Sprint(r.Hops) + " " + address
 	}
 	return ""
 }

@@ -118,10 +118,10 @@ func TestDepartureStraightThrough(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			inner := smtptest.New(t)
-			route := config.Route{Host: "127.0.0.1", Port: inner.AddrPort().Port(), CutThrough: true}
+			route := config.Route{Hops: []smtp.Hop{{Host: "127.0.0.1", Port: inner.AddrPort().Port()}}, CutThrough: true}
 			exit, err := smtp.New(smtp.Options{
 				Resolver: noDNS{}, Hello: "mx.example.org",
-				Routes: func(string) (string, uint16, bool) { return route.Host, route.Port, true },
+				Routes: func(string) []smtp.Hop { return route.Hops },
 			})
 			if err != nil {
 				t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/postern-mta/postern/cmd/postern/config"
 	"github.com/postern-mta/postern/pipeline/message"
+	"github.com/postern-mta/postern/queue/egress/qmtp"
 	"github.com/postern-mta/postern/queue/egress/smtp"
 )
 
@@ -16,9 +17,12 @@ import (
 func outbound(first *config.Config, current func() *config.Config, resolver smtp.Resolver, log *slog.Logger) smtp.Options {
 	o := smtp.Options{
 		Resolver: resolver, Hello: first.Hostname, Log: log,
-		Routes: func(domain string) (string, uint16, bool) {
-			r, ok := current().RouteOf(domain)
-			return r.Host, r.Port, ok
+		Routes: func(domain string) []smtp.Hop {
+			r, _ := current().RouteOf(domain)
+			return r.Hops
+		},
+		Couriers: map[smtp.Transport]smtp.Courier{
+			smtp.QMTP: qmtp.Client{}, smtp.QMQP: qmtp.Client{QMQP: true},
 		},
 		TLS:   func(domain, _ string) smtp.TLSPolicy { return tlsPolicy(current(), domain) },
 		Login: func(domain, _ string) *smtp.Credentials { return loginFor(current(), domain) },
@@ -41,12 +45,6 @@ func tlsPolicy(c *config.Config, domain string) smtp.TLSPolicy {
 	if t := c.TLSOf(domain); t != nil {
 		p.Level, _ = smtp.ParseTLSLevel(t.Level)
 		p.Names, p.Roots, p.Fingerprints = t.Names, t.Roots(), t.SHA256()
-	}
-	if r, ok := c.RouteOf(domain); ok && r.SMTPS {
-		p.Implicit = true
-		if p.Level == smtp.NoTLS {
-			p.Level = smtp.Required // the route is the nearer word
-		}
 	}
 	return p
 }

@@ -182,12 +182,33 @@ func (d *decoder) text(n *node, path string, f *field, v reflect.Value) {
 		s = value
 	case int64:
 		s = strconv.FormatInt(value, 10)
+	case []any:
+		d.texts(n, path, f, v)
+		return
 	default:
 		d.mismatch(n, path, f, v.Type())
 		return
 	}
 	if err := v.Addr().Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(s)); err != nil {
 		d.add(n.place, "%s = %s: %v", shown(path), show(s), err)
+	}
+}
+
+// texts gives a list of texts to a type that reads itself from one, too.
+func (d *decoder) texts(n *node, path string, f *field, v reflect.Value) {
+	to, ok := v.Addr().Interface().(interface{ UnmarshalTexts(all []string) error })
+	all := make([]string, len(n.elems))
+	for i, elem := range n.elems {
+		if all[i], _ = elem.value.(string); all[i] == "" {
+			ok = false
+		}
+	}
+	if !ok {
+		d.mismatch(n, path, f, v.Type())
+		return
+	}
+	if err := to.UnmarshalTexts(all); err != nil {
+		d.add(n.place, "%s: %v", shown(path), err)
 	}
 }
 

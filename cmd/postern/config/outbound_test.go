@@ -3,6 +3,7 @@ package config
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -56,7 +57,7 @@ func TestWrongTLS(t *testing.T) {
 		"[outbound]\nmessages = 0":                                                                     "messages",
 		"[route]\n\"a.test\" = {to = \"b.test\", user = \"joe\"}":                                      "a login needs user, and password",
 		"[route]\n\"a.test\" = {to = \"b.test\", password = \"x\"}":                                    "a login needs user, and password",
-		"[route]\n\"a.test\" = {to = \"\", smtps = true}":                                              "need a host",
+		"[route]\n\"a.test\" = {to = \"\", smtps = true}":                                              "smtps needs a host",
 		"[route]\n\"a.test\" = {to = \"b.test\", user = \"j\", password_file = \"none\"}":              "no such file",
 		"[route]\n\"a.test\" = {to = \"b\", user = \"j\", password = \"p\", password_file = \"next\"}": "not both",
 	} {
@@ -80,11 +81,11 @@ func TestRoutesWithLogins(t *testing.T) {
 		t.Fatal(err)
 	}
 	for domain, want := range map[string]Route{
-		"a.test": {Host: "relay.test", Port: 465, SMTPS: true, User: "joe", Password: "secret"},
-		"b.test": {Host: "relay.test", Port: 587, User: "joe", Password: "from a file", Clear: true},
-		"c.test": {Host: "relay.test", Port: 1465, SMTPS: true},
+		"a.test": {Hops: hops("smtps://relay.test"), User: "joe", Password: "secret"},
+		"b.test": {Hops: hops("relay.test:587"), User: "joe", Password: "from a file", Clear: true},
+		"c.test": {Hops: hops("smtps://relay.test:1465")},
 	} {
-		if got, ok := c.RouteOf(domain); !ok || got != want {
+		if got, ok := c.RouteOf(domain); !ok || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: %+v", domain, got)
 		}
 	}
@@ -108,13 +109,13 @@ func TestSmtproutesWithLogins(t *testing.T) {
 		t.Fatal(err)
 	}
 	for domain, want := range map[string]Route{
-		"a.test": {Host: "relay.test", Port: 587, User: "joe", Password: "pass word"},
-		"b.test": {Host: "relay.test", Port: 587, User: "joe", Password: "secret"},
-		"c.test": {Host: "relay.test", Port: 25},
-		"d.test": {Host: "192.0.2.1", Port: 26},
-		"e.test": {Host: "relay.test", Port: 587, User: "ann", Password: "x"},
+		"a.test": {Hops: hops("relay.test:587"), User: "joe", Password: "pass word"},
+		"b.test": {Hops: hops("relay.test:587"), User: "joe", Password: "secret"},
+		"c.test": {Hops: hops("relay.test")},
+		"d.test": {Hops: hops("192.0.2.1:26")},
+		"e.test": {Hops: hops("relay.test:587"), User: "ann", Password: "x"},
 	} {
-		if got, ok := c.RouteOf(domain); !ok || got != want {
+		if got, ok := c.RouteOf(domain); !ok || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: %+v", domain, got)
 		}
 	}

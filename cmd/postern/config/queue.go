@@ -2,9 +2,7 @@ package config
 
 import (
 	"errors"
-	"fmt"
 	"net"
-	"os"
 	"os/user"
 	"path/filepath"
 	"strconv"
@@ -38,66 +36,6 @@ type Bounce struct {
 	Warn        time.Duration `toml:"warn" doc:"after how long the sender is warned, once, of a delay; 0 is never"`
 	From        string        `toml:"from" doc:"the address in a report's From field" unset:"control/bouncefrom and bouncehost, else MAILER-DAEMON and hostname"`
 	Postmaster  string        `toml:"postmaster" doc:"who gets the reports that cannot be delivered themselves" unset:"control/doublebounceto and doublebouncehost, else postmaster and hostname"`
-}
-
-// Route is where mail for a domain goes in place of its MX.
-type Route struct {
-	// Host is a name or an address; "" means the domain's MX.
-	Host string
-	Port uint16
-	// CutThrough is set where a client is answered with what the host answers.
-	CutThrough bool
-	// SMTPS is set where the connection begins with TLS.
-	SMTPS bool
-	// User and Password are what to log in by; no User: there is no login. Clear lets
-	// them go without TLS.
-	User, Password string
-	Clear          bool
-}
-
-// RouteTo is a route as it is written: a text, or a table.
-type RouteTo struct {
-	To           string `toml:"to" doc:"host or host:port"`
-	CutThrough   bool   `toml:"cut_through" doc:"an SMTP entrance answers a message for these domains only when the host has answered it, so that its refusal is ours and nobody gets a bounce; nothing of it is queued"`
-	SMTPS        bool   `toml:"smtps" doc:"begin with TLS (RFC 8314); the default port is 465 then"`
-	User         string `toml:"user" doc:"log in at the host as this user (AUTH), under TLS with any certificate at least" unset:"no login"`
-	Password     string `toml:"password" doc:"the user's password; keep this file from others' eyes, or use password_file"`
-	PasswordFile string `toml:"password_file" path:"file" doc:"a file whose first line is the password"`
-	Clear        bool   `toml:"login_in_clear" doc:"log in without TLS, too, where everybody on the way can read the password"`
-}
-
-func (RouteTo) wants() string { return "host or host:port in quotes, or a table with to" }
-
-// String is the route as it would be written, but for the password.
-func (r RouteTo) String() string {
-	s := ""
-	for _, x := range []struct {
-		name string
-		on   bool
-	}{{"cut_through", r.CutThrough}, {"smtps", r.SMTPS}, {"login_in_clear", r.Clear}} {
-		if x.on {
-			s += ", " + x.name + " = true"
-		}
-	}
-	if r.User != "" {
-		s += ", user = " + strconv.Quote(r.User)
-	}
-	if r.Password != "" {
-		s += `, password = "..."`
-	}
-	if r.PasswordFile != "" {
-		s += ", password_file = " + strconv.Quote(r.PasswordFile)
-	}
-	if s == "" {
-		return strconv.Quote(r.To)
-	}
-	return "{to = " + strconv.Quote(r.To) + s + "}"
-}
-
-// UnmarshalText takes the short form.
-func (r *RouteTo) UnmarshalText(text []byte) error {
-	r.To = string(text)
-	return nil
 }
 
 // controlInt takes a number of the control directory as a default.
@@ -177,128 +115,6 @@ func (l *loader) checkMailboxes() {
 		l.mailboxes[strings.ToLower(strings.TrimPrefix(name, "@"))] = path
 		l.locals[strings.ToLower(name[i+1:])] = true
 	}
-}
-
-// checkRoutes reads the routes, or control/smtproutes in their place.
-func (l *loader) checkRoutes() {
-	l.routes = map[string]Route{}
-	if l.written("route") {
-		for _, name := range sorted(l.Route) {
-			l.route(l.at("route."+name), name, l.Route[name])
-		}
-		return
-	}
-	lines, _ := l.Files.Lines("smtproutes")
-	for _, line := range lines {
-		at := l.Files.at("smtproutes", line.No)
-		domain, server, found := strings.Cut(line.Text, ":")
-		if !found {
-			l.warn(at, "has no colon, so it is no route")
-			continue
-		}
-		to := RouteTo{To: server}
-		if i := strings.IndexAny(server, "| \t"); i >= 0 {
-			// HOST:PORT|USER|PASSWORD, or with blanks between.
-			to.To = server[:i]
-			words := strings.Fields(server[i:])
-			if server[i] == '|' {
-				words = strings.Split(server[i+1:], "|")
-			}
-			if len(words) < 2 || words[0] == "" || words[1] == "" {
-				l.warn(at, "names no user and password behind the host, so there is no login")
-			} else {
-				to.User, to.Password = words[0], words[1]
-			}
-			if len(words) > 2 {
-				l.warn(at, "has more than a user and a password behind the host, which is not used")
-			}
-		}
-		l.route(at, domain, to)
-	}
-}
-
-func (l *loader) route(at place, domain string, to RouteTo) {
-	if domain != "" && !validHost(strings.TrimPrefix(domain, ".")) {
-		l.add(at, "route: %s is no domain", show(domain))
-		return
-	}
-	r, err := parseRoute(to.To, to.SMTPS)
-	if err == nil {
-		r, err = to.complete(r)
-	}
-	if err != nil {
-		l.add(at, "route for %s: %v", show(domain), err)
-		return
-	}
-	domain = strings.ToLower(domain)
-	if _, there := l.routes[domain]; !there { // the first line counts (constmap.c)
-		l.routes[domain] = r
-	}
-}
-
-// complete adds what stands beside the host.
-func (r RouteTo) complete(to Route) (Route, error) {
-	to.CutThrough, to.SMTPS, to.User, to.Password, to.Clear = r.CutThrough, r.SMTPS, r.User, r.Password, r.Clear
-	switch {
-	case to.Host != "":
-	case r.CutThrough:
-		return to, errors.New("cut_through needs a host to cut through to")
-	case r.SMTPS || r.User != "":
-		return to, errors.New("smtps and user need a host")
-	}
-	if r.PasswordFile != "" {
-		if r.Password != "" {
-			return to, errors.New("write password or password_file, not both")
-		}
-		text, err := os.ReadFile(r.PasswordFile)
-		if err != nil {
-			return to, fmt.Errorf("password_file: %w", cause(err))
-		}
-		line, _, _ := strings.Cut(string(text), "\n")
-		to.Password = strings.TrimSuffix(line, "\r")
-	}
-	switch {
-	case (to.User == "") != (to.Password == ""):
-		return to, errors.New("a login needs user, and password or password_file")
-	case strings.ContainsRune(to.User+to.Password, 0):
-		return to, errors.New("a user or password has no NUL in it")
-	}
-	return to, nil
-}
-
-func parseRoute(server string, smtps bool) (Route, error) {
-	r := Route{Host: server, Port: 25}
-	if smtps {
-		r.Port = 465
-	}
-	if host, port, err := net.SplitHostPort(server); err == nil {
-		n, err := strconv.ParseUint(port, 10, 16)
-		if err != nil || n == 0 {
-			return Route{}, errors.New("the port must be a number from 1 to 65535")
-		}
-		r.Host, r.Port = host, uint16(n)
-	}
-	r.Host = strings.TrimSuffix(strings.TrimPrefix(r.Host, "["), "]")
-	if r.Host != "" && !validHost(r.Host) && net.ParseIP(r.Host) == nil {
-		return Route{}, errors.New("write host or host:port; an IPv6 address in brackets")
-	}
-	return r, nil
-}
-
-// RouteOf is the route of a domain, if it has one: its own, that of the nearest
-// domain above it, or the one for all (qmail-remote.8, smtproutes).
-func (c *Config) RouteOf(domain string) (Route, bool) {
-	domain = strings.ToLower(domain)
-	r, ok := c.routes[domain]
-	for at := 0; !ok && at < len(domain); at++ {
-		if domain[at] == '.' {
-			r, ok = c.routes[domain[at:]]
-		}
-	}
-	if !ok {
-		r, ok = c.routes[""]
-	}
-	return r, ok && r.Host != ""
 }
 
 // MailboxOf is the Maildir of an address: its own, or its domain's.

@@ -69,7 +69,7 @@ type Settings struct {
 	// Mailbox has a Maildir for each address, or for @domain.
 	Mailbox map[string]string `toml:"mailbox" doc:"local mailboxes: an address, or @domain for every other address of a domain, and the path of its Maildir, in which %l stands for the local part and %d for the domain"`
 	// Route has the server for a domain, .suffix, or "" for all.
-	Route map[string]RouteTo `toml:"route" doc:"servers for domains, in place of their MX: example.org, .example.org for all below it, or an empty name for every other, and host or host:port, or a table with the keys below; an empty host means the MX" unset:"control/smtproutes"`
+	Route map[string]RouteTo `toml:"route" doc:"servers for domains, in place of their MX: example.org, .example.org for all below it, or an empty name for every other, and where to (see to), a list of that, or a table with the keys below; an empty text means the MX" unset:"control/smtproutes"`
 	// Outbound and TLS are about connections to other servers.
 	Outbound Outbound        `toml:"outbound" doc:"how mail leaves over the network; it counts from the next start"`
 	TLS      map[string]*TLS `toml:"tls" keys:"names" doc:"how connections to other servers are protected: [tls.default] for all, and tables for some domains" unset:"opportunistic for all"`

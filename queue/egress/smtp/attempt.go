@@ -46,7 +46,7 @@ func (a *attempt) settle(r Result) {
 // run tries one address after the other.
 func (a *attempt) run(ctx context.Context, w *walk) {
 	a.fallback = Result{Reply: noConn}
-	for len(a.pending) > 0 && a.sessions-a.unsuited < a.x.o.MaxSessions {
+	for len(a.pending) > 0 && a.sessions-a.unsuited < w.most(a.x.o.MaxSessions) {
 		to, ok := w.next(ctx)
 		if !ok {
 			break
@@ -54,6 +54,10 @@ func (a *attempt) run(ctx context.Context, w *walk) {
 		v, err := a.newVisit(ctx, w.to, to)
 		if err != nil {
 			a.fallback, a.unreached = v.notAssured(err), true
+			continue
+		}
+		if to.hop.Transport >= QMTP {
+			v.carry(ctx, w)
 			continue
 		}
 		v.run(ctx, w)
@@ -88,7 +92,7 @@ func (v *visit) session(ctx context.Context, l *link) {
 	a.again = false
 	// For those whose turn does not come.
 	a.fallback = Result{
-		Reply: died(v.to.address.Addr().String(), false), Where: v.to.String(), Address: v.to.address.Addr(), TLS: l.tls, Phase: wire.After,
+		Reply: died(v.to.name(), false), Where: v.to.String(), Address: v.to.address.Addr(), TLS: l.tls, Phase: wire.After,
 	}
 	s := session{visit: v, l: l, c: l.c, began: l.sent}
 	s.run(ctx)
@@ -105,7 +109,7 @@ func (s *session) run(ctx context.Context) {
 			return
 		}
 	}
-	if a.job.Envelope.RequireTLS && !(s.l.tls.Verified && s.c.Capabilities().Extensions.Has(wire.RequireTLS)) {
+	if a.job.Envelope.RequireTLS && s.to.hop.Socket == "" && !(s.l.tls.Verified && s.c.Capabilities().Extensions.Has(wire.RequireTLS)) {
 		// Another host may do, if there is one (RFC 8689 §4.2.1).
 		r := needsTLS
 		if !s.l.tls.Verified {
@@ -271,6 +275,8 @@ func (s *session) send(ctx context.Context, to []named) (again []named) {
 			again = append(again, n)
 		case answer.Code != 0 && !out.Accepted(k):
 			s.done(n.i, Result{Reply: answer.Reply(), Remote: true, Said: answer, Phase: wire.RcptTo})
+		case out.Finals != nil && out.Finals[k].Code != 0:
+			s.done(n.i, Result{Reply: out.Finals[k].Reply(), Remote: true, Said: out.Finals[k], Phase: wire.Dot})
 		case err == nil:
 			s.done(n.i, Result{Reply: out.Final.Reply(), Remote: true, Said: out.Final, Phase: wire.Dot})
 		default:
@@ -316,7 +322,7 @@ func (s *session) failed(ctx context.Context, i int, err error) {
 	case e.Reply.Code >= 400 && e.Phase != wire.After:
 		r.Reply, r.Remote = e.Reply.Reply(), true
 	default:
-		r.Reply = died(s.to.address.Addr().String(), e.Perhaps)
+		r.Reply = died(s.to.name(), e.Perhaps)
 		if e.Phase != wire.Body && e.Phase != wire.Dot && ctx.Err() == nil {
 			// The server has seen nothing of the message, so another may have it.
 			r.Where, r.Address, r.TLS = s.to.String(), s.to.address.Addr(), s.l.tls

@@ -31,6 +31,15 @@ func (a *attempt) newVisit(ctx context.Context, target *target, to candidate) (*
 	if o.Login != nil {
 		v.login = o.Login(a.job.Domain, to.host)
 	}
+	switch {
+	case to.hop.Socket != "" && v.policy.Level == Opportunistic:
+		v.policy.Level = NoTLS // nobody listens on the way
+	case to.hop.Transport == SMTPS:
+		v.policy.Implicit = true
+		if v.policy.Level == NoTLS {
+			v.policy.Level = Required // the route is the nearer word
+		}
+	}
 	if v.login != nil && !v.login.Clear && v.policy.Level == Opportunistic {
 		v.policy.Level = Required
 	}
@@ -41,7 +50,7 @@ func (a *attempt) newVisit(ctx context.Context, target *target, to candidate) (*
 			return v, err
 		}
 	}
-	if a.job.Envelope.RequireTLS && (v.policy.Level == Opportunistic || v.policy.Level == Required) {
+	if a.job.Envelope.RequireTLS && to.hop.Socket == "" && (v.policy.Level == Opportunistic || v.policy.Level == Required) {
 		// Whose the host is must be known for certain (RFC 8689 §4.2.1): by the DNS, or
 		// because its name is the domain's or below.
 		v.policy.Level, v.policy.Names = Verified, []string{a.job.Domain, "." + a.job.Domain}
@@ -49,7 +58,7 @@ func (a *attempt) newVisit(ctx context.Context, target *target, to candidate) (*
 			v.policy.Names = append(v.policy.Names, to.host)
 		}
 	}
-	v.key = key{address: to.address, source: o.Source, policy: v.policy.digest(), login: v.login.digest()}
+	v.key = key{address: to.address, socket: to.hop.Socket, lmtp: to.hop.Transport == LMTP, source: o.Source, policy: v.policy.digest(), login: v.login.digest()}
 	return v, nil
 }
 
@@ -84,7 +93,7 @@ func (v *visit) run(ctx context.Context, w *walk) {
 
 // failed notes an address without a session.
 func (v *visit) failed(err error, w *walk) {
-	a, address := v.a, v.to.address.Addr().String()
+	a, address := v.a, v.to.name()
 	var e *wire.Error
 	switch {
 	case notNow(err) != nil:
@@ -119,7 +128,7 @@ func (v *visit) failed(err error, w *walk) {
 
 // noSession is what it means that a conversation failed before MAIL.
 func (v *visit) noSession(e *wire.Error, err error) reply.Reply {
-	address := v.to.address.Addr().String()
+	address := v.to.name()
 	needs := v.a.job.Envelope.RequireTLS
 	switch {
 	case e.Phase == wire.Greeting:
@@ -198,6 +207,7 @@ func (v *visit) converse(ctx context.Context, inClear bool) (l *link, broken boo
 		c: wire.NewClient(conn, wire.ClientOptions{
 			Hello: x.o.Hello, Timeouts: x.o.Timeouts, Buffers: &x.buffers,
 			Chunking: x.o.Chunking && !x.unchunked.has(v.to.address, x.o.Now()),
+			LMTP:     v.to.hop.Transport == LMTP,
 		}),
 	}
 	x.kept.opened(l)
@@ -219,6 +229,9 @@ func (v *visit) converse(ctx context.Context, inClear bool) (l *link, broken boo
 func (v *visit) dial(ctx context.Context) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, v.a.x.o.ConnectTimeout)
 	defer cancel()
+	if path := v.to.hop.Socket; path != "" {
+		return new(net.Dialer).DialContext(ctx, "unix", path)
+	}
 	return v.a.x.o.Dialer.DialContext(ctx, "tcp", v.to.address.String())
 }
 

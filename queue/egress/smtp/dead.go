@@ -180,7 +180,7 @@ func (x *Exit) Dead() []Dead {
 // there, as in qmail.
 func (d *deadHosts) noConnection(ctx context.Context, to candidate, err error) {
 	switch {
-	case ctx.Err() != nil:
+	case ctx.Err() != nil, to.hop.Socket != "":
 	case isSilence(err):
 		d.silent(to)
 	case errors.Is(err, syscall.ECONNREFUSED):
@@ -206,7 +206,7 @@ func (w *walk) next(ctx context.Context) (candidate, bool) {
 			return c, false
 		}
 		until, over := w.x.dead.passes(c.address)
-		if !over || w.x.kept.has(c.address) {
+		if !over || w.x.kept.has(c) {
 			w.given = true
 			return c, true
 		}

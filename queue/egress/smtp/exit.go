@@ -31,11 +31,14 @@ type Dialer interface {
 // Options of New. Only Resolver must be set.
 type Options struct {
 	Resolver Resolver
-	// Routes says to which host a domain's mail goes in place of its MX, as
-	// control/smtproutes does: a name, whose addresses are used, or an address,
-	// with or without brackets. An empty host stands for the domain's MX, port 0
-	// for the default. Nil: no routes.
-	Routes func(domain string) (host string, port uint16, ok bool)
+	// Routes are the hops to which a domain's mail goes in place of its MX, in the
+	// order in which they are tried: the next one only if there was no session with
+	// the one before. None: the MX, as with a hop that IsMX, whose Port counts. Nil: no
+	// routes. What it gives must not change.
+	Routes func(domain string) []Hop
+	// Couriers speak the transports that are not SMTP's; mail for a hop without one
+	// waits.
+	Couriers map[Transport]Courier
 	// Port is the default port; 25 if it is 0.
 	Port uint16
 	// Hello is the name given in EHLO.
@@ -236,6 +239,10 @@ func (x *Exit) Deliver(ctx context.Context, job *Job) []Result {
 			r.Reply = stopped
 		}
 		a.settle(r)
+		return a.results
+	}
+	if to.discard {
+		a.discard()
 		return a.results
 	}
 	a.run(ctx, &walk{x: x, to: to})

@@ -184,7 +184,7 @@ func TestNoServer(t *testing.T) {
 		{"no literal", "[mx.d.test]", func(*internet, *smtp.Options) {}, "550 5.1.2 Sorry, I couldn't find any host named [mx.d.test]."},
 		{"route to nowhere", "d.test", func(n *internet, o *smtp.Options) {
 			n.refuse("d.test", "192.0.2.1")
-			o.Routes = func(string) (string, uint16, bool) { return "inner.test", 2525, true }
+			o.Routes = to(smtp.Hop{Host: "inner.test", Port: 2525})
 		}, "451 4.4.4 Sorry, I couldn't find any host named inner.test, which is the route to this domain."},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -444,7 +444,7 @@ func TestRoutes(t *testing.T) {
 		{"", "[192.0.2.7]", 0, "[192.0.2.7]", "[192.0.2.7]"},
 		{"", "[IPv6:2001:db8::7]", 2525, "[2001:db8::7]:2525", "[ipv6:2001:db8::7]"},
 	} {
-		x := n.exit(smtp.Options{Routes: func(string) (string, uint16, bool) { return c.host, c.port, true }})
+		x := n.exit(smtp.Options{Routes: to(smtp.Hop{Host: c.host, Port: c.port})})
 		r := one(t, x, job(c.domain, "r@d.test"))
 		if r.Reply.Class != reply.Success || r.Where != c.want {
 			t.Errorf("%+v: %+v", c, r)

@@ -73,6 +73,9 @@ func (v *visit) ticket() (Ticket, error) {
 			return nil, err
 		}
 	}
+	if v.to.hop.Socket != "" {
+		return t, nil
+	}
 	if err := t.At(v.to.address.Addr()); err != nil {
 		job.Ticket = t // for another address, or to be given back
 		return nil, err

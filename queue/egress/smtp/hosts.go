@@ -25,8 +25,8 @@ func (x *Exit) Locate(ctx context.Context, domain string) (Place, error) {
 		return Place{}, err
 	}
 	p := Place{Site: to.site, Routed: to.routed}
-	for _, group := range to.groups {
-		for _, h := range group {
+	for _, g := range to.groups {
+		for _, h := range g.hosts {
 			p.Hosts = append(p.Hosts, strings.ToLower(strings.TrimSuffix(h, ".")))
 		}
 	}

@@ -284,7 +284,7 @@ func (p *peer) take(t *testing.T, o smtp.Options, login bool) {
 	n := newInternet(t)
 	host, port, _ := net.SplitHostPort(p.address)
 	number, _ := strconv.ParseUint(port, 10, 16)
-	o.Routes = func(string) (string, uint16, bool) { return host, uint16(number), true }
+	o.Routes = to(smtp.Hop{Host: host, Port: uint16(number)})
 	o.Timeouts.Quit, o.ConnectTimeout = time.Second, 5*time.Second
 	o.Timeouts.Greeting, o.Timeouts.Dot = 10*time.Second, 10*time.Second
 	if login {
@@ -371,7 +371,7 @@ func TestSmtpSink(t *testing.T) {
 			})
 			n := newInternet(t)
 			n.straight = true
-			x := n.exit(smtp.Options{Routes: func(string) (string, uint16, bool) { return "127.0.0.1", uint16(address.Port), true }})
+			x := n.exit(smtp.Options{Routes: to(smtp.Hop{Host: "127.0.0.1", Port: uint16(address.Port)})})
 			for range 2 { // the second over the kept connection, if there is one
 				r := one(t, x, job("d.test", "r@d.test"))
 				if !strings.HasPrefix(r.Reply.SMTP(), c.want) || r.Perhaps != c.perhaps {

@@ -13,6 +13,8 @@ import (
 // key is what messages must agree on to share a connection.
 type key struct {
 	address netip.AddrPort
+	socket  string
+	lmtp    bool
 	source  netip.Addr
 	policy  string
 	login   string
@@ -72,6 +74,13 @@ func (k *kept) close(ctx context.Context, l *link) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.add(l.site, -1)
+}
+
+// ended counts a connection off that was never to be kept.
+func (k *kept) ended(site string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.add(site, -1)
 }
 
 // give keeps a connection for the next message, or closes it.
@@ -167,10 +176,12 @@ func (k *kept) drop(of key) {
 }
 
 // has reports whether there is a free connection to an address.
-func (k *kept) has(a netip.AddrPort) bool {
+func (k *kept) has(c candidate) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return slices.ContainsFunc(k.idle, func(l *link) bool { return l.key.address == a })
+	return slices.ContainsFunc(k.idle, func(l *link) bool {
+		return l.key.address == c.address && l.key.socket == c.hop.Socket && l.key.lmtp == (c.hop.Transport == LMTP)
+	})
 }
 
 // makeRoom closes free connections of a site while there are as many open as it

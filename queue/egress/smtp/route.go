@@ -29,14 +29,22 @@ type target struct {
 	domain string
 	site   site.Site
 	port   uint16
-	// groups are host names by preference, the best first.
-	groups [][]string
-	// address is used in place of hosts: a literal.
-	address netip.Addr
-	routed  bool
+	// groups are hosts by preference, the best first.
+	groups []group
+	routed bool
+	// discard is set if mail goes nowhere.
+	discard bool
 	// implicit is set if the domain has no MX, authentic if the DNS proved which
 	// hosts it has.
 	implicit, authentic bool
+}
+
+// group are hosts of the same preference, or in place of them an address or a
+// socket.
+type group struct {
+	hosts   []string
+	address netip.Addr
+	hop     Hop // how they take mail; its Port is filled in
 }
 
 // Site is the site of a domain: its route's host, or the hosts of its MX. An
@@ -53,13 +61,13 @@ func (x *Exit) Site(ctx context.Context, domain string) (site.Site, error) {
 func (x *Exit) hostsOf(ctx context.Context, domain string) (*target, error) {
 	to := &target{domain: domain, port: x.o.Port}
 	if x.o.Routes != nil {
-		if host, port, ok := x.o.Routes(domain); ok {
-			if port != 0 {
-				to.port = port
-			}
-			if host != "" {
-				to.route(host)
+		if hops := x.o.Routes(domain); len(hops) > 0 {
+			if !hops[0].IsMX() {
+				to.route(hops)
 				return to, nil
+			}
+			if hops[0].Port != 0 {
+				to.port = hops[0].Port
 			}
 		}
 	}
@@ -68,22 +76,42 @@ func (x *Exit) hostsOf(ctx context.Context, domain string) (*target, error) {
 		if !ok {
 			return nil, reply.With(noHost(domain), fmt.Errorf("%q is no address literal", domain))
 		}
-		to.address, to.site = a, site.Of(domain)
+		to.groups, to.site = []group{{address: a, hop: Hop{Port: to.port}}}, site.Of(domain)
 		return to, nil
 	}
 	return to, x.exchangers(ctx, to)
 }
 
-// route makes the target a route's host.
-func (to *target) route(host string) {
-	to.routed, to.site = true, site.Of(host)
-	if a, ok := wire.Literal(host); ok {
-		to.address = a
-	} else if a, err := netip.ParseAddr(host); err == nil {
-		to.address = a.Unmap()
-	} else {
-		to.groups = [][]string{{host}}
+// route makes the target the hops of a route.
+func (to *target) route(hops []Hop) {
+	to.routed = true
+	var names []string
+	for _, h := range hops {
+		if h.Port == 0 {
+			if h.Port = transports[h.Transport].port; h.Port == 0 {
+				h.Port = to.port
+			}
+		}
+		g := group{hop: h}
+		name := h.Host
+		switch a, err := netip.ParseAddr(h.Host); {
+		case h.Transport == Discard:
+			to.discard, name = true, h.String()
+		case h.Socket != "":
+			name = "unix:" + h.Socket
+		case err == nil:
+			g.address = a.Unmap()
+		default:
+			if a, ok := wire.Literal(h.Host); ok {
+				g.address = a
+			} else {
+				g.hosts = []string{h.Host}
+			}
+		}
+		names = append(names, name)
+		to.groups = append(to.groups, g)
 	}
+	to.site = site.Of(names...)
 }
 
 // exchangers makes the target the hosts of the domain's MX.
@@ -103,9 +131,9 @@ func (x *Exit) exchangers(ctx context.Context, to *target) error {
 	var names []string
 	for i, h := range mx.Hosts {
 		if i == 0 || h.Preference != mx.Hosts[i-1].Preference {
-			to.groups = append(to.groups, nil)
+			to.groups = append(to.groups, group{hop: Hop{Port: to.port}})
 		}
-		last := &to.groups[len(to.groups)-1]
+		last := &to.groups[len(to.groups)-1].hosts
 		*last = append(*last, h.Name)
 		names = append(names, h.Name)
 	}
@@ -117,13 +145,24 @@ func (x *Exit) exchangers(ctx context.Context, to *target) error {
 type candidate struct {
 	host    string
 	address netip.AddrPort
-	usual   bool // the port is 25
+	hop     Hop
+}
+
+// name is the address, or the socket.
+func (c candidate) name() string {
+	if c.hop.Socket != "" {
+		return "unix:" + c.hop.Socket
+	}
+	return c.address.Addr().String()
 }
 
 // String is the candidate as it stands in Result.Where.
 func (c candidate) String() string {
-	s := "[" + c.address.Addr().String() + "]"
-	if !c.usual {
+	if c.hop.Socket != "" {
+		return c.name()
+	}
+	s := "[" + c.name() + "]"
+	if c.address.Port() != 25 {
 		s += ":" + fmt.Sprint(c.address.Port())
 	}
 	if c.host != "" {
@@ -140,7 +179,7 @@ type walk struct {
 	begun bool
 	group int // the next one to look up
 	ready []candidate
-	seen  map[netip.Addr]bool
+	seen  map[candidate]bool
 	tried int
 	given bool // there was an address
 	// passed is set if addresses were passed over because they did not answer lately,
@@ -154,16 +193,14 @@ type walk struct {
 // pick is the next address, whatever is known of it.
 func (w *walk) pick(ctx context.Context) (candidate, bool) {
 	if !w.begun {
-		w.begun, w.seen = true, map[netip.Addr]bool{}
-		if w.to.address.IsValid() && !w.isSelf("", w.to.address) {
-			w.offer("", []netip.Addr{w.to.address})
-		}
+		w.begun, w.seen = true, map[candidate]bool{}
 	}
-	if w.tried >= w.x.o.MaxAddresses {
+	most := w.most(w.x.o.MaxAddresses)
+	if w.tried >= most {
 		return candidate{}, false
 	}
 	spare := w.ready
-	if w.tried > 0 && w.tried == w.x.o.MaxAddresses-1 {
+	if w.tried > 0 && w.tried == most-1 {
 		w.ready = nil
 	}
 	for len(w.ready) == 0 && w.group < len(w.to.groups) && ctx.Err() == nil {
@@ -176,19 +213,37 @@ func (w *walk) pick(ctx context.Context) (candidate, bool) {
 	if len(w.ready) == 0 {
 		return candidate{}, false
 	}
-	i := max(0, slices.IndexFunc(w.ready, func(c candidate) bool { return w.x.kept.has(c.address) }))
+	i := max(0, slices.IndexFunc(w.ready, func(c candidate) bool { return w.x.kept.has(c) }))
 	c := w.ready[i]
 	w.ready = slices.Delete(slices.Clone(w.ready), i, i+1)
 	w.tried++
 	return c, true
 }
 
+// most is a bound on tries. Each hop of a route gets one.
+func (w *walk) most(n int) int {
+	if w.to.routed {
+		return max(n, len(w.to.groups))
+	}
+	return n
+}
+
 // more reports whether there may be addresses that were not given.
 func (w *walk) more() bool { return len(w.ready) > 0 || w.group < len(w.to.groups) }
 
 // look looks the hosts of one preference up and makes their addresses ready.
-func (w *walk) look(ctx context.Context, group []string) {
-	hosts := append([]string(nil), group...)
+func (w *walk) look(ctx context.Context, g group) {
+	switch {
+	case g.hop.Socket != "":
+		w.ready = append(w.ready, candidate{hop: g.hop})
+		return
+	case g.address.IsValid():
+		if !w.isSelf("", g.address) {
+			w.offer("", g.hop, []netip.Addr{g.address})
+		}
+		return
+	}
+	hosts := append([]string(nil), g.hosts...)
 	w.x.o.Shuffle(len(hosts), func(i, j int) { hosts[i], hosts[j] = hosts[j], hosts[i] })
 	for _, h := range hosts {
 		if w.isSelf(h, netip.Addr{}) {
@@ -220,7 +275,7 @@ func (w *walk) look(ctx context.Context, group []string) {
 	for i, h := range hosts {
 		addrs := append([]netip.Addr(nil), found[i]...)
 		w.x.o.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
-		w.offer(h, addrs)
+		w.offer(h, g.hop, addrs)
 	}
 	w.ready = interleave(w.ready)
 }
@@ -235,15 +290,17 @@ func (w *walk) isSelf(host string, a netip.Addr) bool {
 }
 
 // offer makes those addresses ready that can be tried at all.
-func (w *walk) offer(host string, addrs []netip.Addr) {
+func (w *walk) offer(host string, hop Hop, addrs []netip.Addr) {
 	for _, a := range addrs {
 		a = a.Unmap()
 		source := w.x.o.Source
-		if w.seen[a] || a.IsUnspecified() || a.IsMulticast() || source.IsValid() && source.Unmap().Is4() != a.Is4() {
+		c := candidate{host, netip.AddrPortFrom(a, hop.Port), hop}
+		seen := candidate{"", c.address, Hop{Transport: hop.Transport}}
+		if w.seen[seen] || a.IsUnspecified() || a.IsMulticast() || source.IsValid() && source.Unmap().Is4() != a.Is4() {
 			continue
 		}
-		w.seen[a] = true
-		w.ready = append(w.ready, candidate{host, netip.AddrPortFrom(a, w.to.port), w.to.port == 25})
+		w.seen[seen] = true
+		w.ready = append(w.ready, c)
 	}
 }
 
@@ -285,8 +342,8 @@ func (w *walk) nothing() Result {
 		return Result{Reply: ambiguous}
 	case w.soft != nil:
 		return Result{Reply: dnsTrouble, Err: w.soft}
-	case w.to.routed && len(w.to.groups) > 0:
-		return Result{Reply: noRouteHost(w.to.groups[0][0])}
+	case w.to.routed:
+		return Result{Reply: noRouteHost(w.to.groups[0].hop.Host)}
 	case w.to.implicit:
 		return Result{Reply: noHost(name)}
 	}

@@ -236,7 +236,7 @@ func TestRequireTLS(t *testing.T) {
 			s := n.put("mx.host.test", "192.0.2.1", o)
 			options := smtp.Options{TLS: fixed(smtp.TLSPolicy{Level: c.level, Roots: ca.Pool()})}
 			if c.routed {
-				options.Routes = func(string) (string, uint16, bool) { return "mx.host.test", 0, true }
+				options.Routes = to(smtp.Hop{Host: "mx.host.test"})
 			}
 			x := n.exit(options)
 			j := job("d.test", "r@d.test")
