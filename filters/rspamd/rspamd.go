@@ -136,7 +136,6 @@ const (
 	defaultAddress     = "tcp:127.0.0.1:11333"
 	defaultConnections = 10
 	defaultMax         = 20 << 20
-	maxMax             = 1 << 30
 	maxWord            = 200
 	maxCustom          = 100
 )
@@ -233,26 +232,16 @@ func (o *Options) fill() {
 }
 
 func (o *Options) check() (key string, err error) {
-	switch {
-	case o.Connections < 1 || o.Connections > servers.MaxConnections:
-		return "connections", fmt.Errorf("%d: write a number from 1 to %d", o.Connections, servers.MaxConnections)
-	case o.Max < 1 || o.Max > maxMax:
-		return "max", fmt.Errorf("%d: write a number from 1 to %d", o.Max, maxMax)
-	case o.Large != "skip" && o.Large != "prefix":
-		return "large", fmt.Errorf("%q: write skip or prefix", reply.Clean(o.Large, 80))
-	case !isWord(o.User):
-		return "user", errors.New("write none, recipient, or the name of a user: printable ASCII without blanks")
-	case o.Settings != "" && !isWord(o.Settings):
+	asking := spam.Asking{Connections: o.Connections, Most: servers.MaxConnections, Max: o.Max, Large: o.Large, User: o.User}
+	switch key, err := asking.Check(); {
+	case err != nil:
+		return key, err
+	case o.Settings != "" && !spam.IsWord(o.Settings):
 		return "settings", errors.New("write an id: printable ASCII without blanks")
 	case len(o.Text) > maxWord || reply.Clean(o.Text, maxWord) != o.Text:
 		return "text", fmt.Errorf("write one line of printable ASCII, at most %d bytes", maxWord)
 	}
 	return "", nil
-}
-
-// isWord reports whether a word can stand in a request.
-func isWord(s string) bool {
-	return s != "" && len(s) <= maxWord && !strings.ContainsFunc(s, func(c rune) bool { return c <= ' ' || c > '~' })
 }
 
 // maxPassword bounds the file with the password in bytes.

@@ -13,7 +13,6 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/postern-mta/postern/pipeline"
-	"github.com/postern-mta/postern/pipeline/envelope"
 	"github.com/postern-mta/postern/pipeline/filtertest"
 	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/servers/serverstest"
@@ -65,14 +64,6 @@ func honest(c *serverstest.Conn) {
 	c.Say(judged(action, 7, more))
 }
 
-func saying(text string) func(*serverstest.Conn) {
-	return func(c *serverstest.Conn) {
-		if asked(c) {
-			c.Say(text)
-		}
-	}
-}
-
 func newFilter(t testing.TB, config string, addresses ...string) *Filter {
 	t.Helper()
 	env := pipeline.Env{Log: slog.New(slog.DiscardHandler), Host: "mx.example.org"}
@@ -83,35 +74,17 @@ func newFilter(t testing.TB, config string, addresses ...string) *Filter {
 	return f.(*Filter)
 }
 
-func transaction(to ...string) *pipeline.Transaction {
-	if len(to) == 0 {
-		to = []string{"r@example.org"}
+// asker has a filter judge: one that fails decides nothing.
+func asker(t testing.TB, addresses ...string) func(context.Context) error {
+	f := newFilter(t, "milter = true", addresses...)
+	return func(ctx context.Context) error {
+		v, err := f.Message(ctx, filtertest.Transaction(), message.FromString(serverstest.Long()))
+		if err != nil && (v.Action != pipeline.Continue || v.Edits != nil || v.Symbols != nil) || err == nil && v.Symbols[0].Score != 7 {
+			t.Errorf("%+v, %v", v, err)
+		}
+		return err
 	}
-	tx := &pipeline.Transaction{ID: "T1", Session: filtertest.Stranger(), Envelope: envelope.To("a@example.net", to...)}
-	for i := range to {
-		tx.Active = append(tx.Active, i)
-	}
-	return tx
 }
-
-// judge has a filter judge a message to some recipients.
-func judge(f *Filter, text string, within time.Duration, to ...string) (pipeline.Verdict, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), within)
-	defer cancel()
-	return f.Message(ctx, transaction(to...), message.FromString(text))
-}
-
-func must(t testing.TB, f *Filter, text string, to ...string) pipeline.Verdict {
-	t.Helper()
-	v, err := judge(f, text, 20*time.Second, to...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return v
-}
-
-// large is longer than what a socket holds.
-var large = "Subject: large\n\n" + strings.Repeat(strings.Repeat("x", 70)+"\n", 7000)
 
 var good = judged("reject", 20, "")
 
@@ -143,7 +116,7 @@ func own() (all []serverstest.Fault) {
 		"a field that is none": judged("reject", 1, `,"milter":{"add_headers":{"X Y":"z"}}`), "many fields": judged("reject", 1, `,"milter":{"add_headers":{"X":[`+strings.Repeat(`"a",`, 60)+`"a"]}}`),
 		"a field without a value": judged("reject", 1, `,"milter":{"add_headers":{"X":{"order":1}}}`), "a long field": judged("reject", 1, `,"milter":{"add_headers":{"X":"`+strings.Repeat("x", 9000)+`"}}`),
 	} {
-		all = append(all, serverstest.Fault{Name: name, Play: saying(text)})
+		all = append(all, serverstest.Fault{Name: name, Play: serverstest.Saying(asked, text)})
 	}
 	return all
 }
@@ -151,63 +124,24 @@ func own() (all []serverstest.Fault) {
 // Whatever a rspamd does wrong, the filter fails in time and decides nothing;
 // with another rspamd beside it, that one judges.
 func TestFaults(t *testing.T) {
-	for _, fault := range append(serverstest.Faults(asked, good), own()...) {
-		t.Run(fault.Name, func(t *testing.T) {
-			t.Parallel()
-			bad := serverstest.Start(t, "unix", fault.Play)
-			f := newFilter(t, "milter = true", bad.Address)
-			within := 20 * time.Second
-			if fault.Slow {
-				within = time.Second
-			}
-			v, err := judge(f, large, within)
-			if err == nil || v.Action != pipeline.Continue || v.Edits != nil || v.Symbols != nil || !strings.Contains(err.Error(), bad.Address) {
-				t.Fatalf("%+v, %v", v, err)
-			}
-			if strings.ContainsFunc(err.Error(), func(c rune) bool { return c < ' ' || c > '~' }) {
-				t.Errorf("%q", err)
-			}
-			fine := serverstest.Start(t, "unix", honest)
-			f = newFilter(t, "", bad.Address, fine.Address)
-			if fault.Slow {
-				within = 4 * time.Second // of which each has a half
-			}
-			for range 2 { // so that both come first once
-				if v, err = judge(f, large, within); err != nil || v.Symbols[0].Score != 7 {
-					t.Errorf("beside one that works: %v, %v", v, err)
-				}
-			}
-		})
-	}
+	serverstest.Suffer(t, append(serverstest.Faults(asked, good), own()...), honest, asker)
 }
 
 // Nothing is there.
-func TestAbsent(t *testing.T) {
-	gone := serverstest.Start(t, "tcp", honest)
-	gone.Stop()
-	f := newFilter(t, "", gone.Address, "unix:/nonexistent/rspamd")
-	for range 4 {
-		if _, err := judge(f, large, 10*time.Second); err == nil || !strings.Contains(err.Error(), "not judged: ") || !strings.Contains(err.Error(), gone.Address) || !strings.Contains(err.Error(), "/nonexistent") {
-			t.Fatal(err)
-		}
-	}
-}
+func TestAbsent(t *testing.T) { serverstest.Absent(t, "not judged: ", asker) }
 
 // The end of the context ends a call that waits, and is nobody's fault.
 func TestCancel(t *testing.T) {
-	began := make(chan struct{}, 1)
-	s := serverstest.Start(t, "tcp", func(c *serverstest.Conn) {
-		began <- struct{}{}
-		c.Hang()
+	var f *Filter
+	serverstest.Cancel(t, func(t testing.TB, addresses ...string) func(context.Context) error {
+		f = newFilter(t, "", addresses...)
+		return func(ctx context.Context) error {
+			_, err := f.Message(ctx, filtertest.Transaction(), message.FromString(serverstest.Long()))
+			return err
+		}
 	})
-	f := newFilter(t, "", s.Address)
-	ctx, cancel := context.WithCancel(context.Background())
-	go func() {
-		<-began
-		cancel()
-	}()
-	if _, err := f.Message(ctx, transaction(), message.FromString(large)); err == nil || f.rspamds.Failing() != nil {
-		t.Error(err, f.rspamds.Failing())
+	if err := f.rspamds.Failing(); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -215,9 +149,9 @@ func TestCancel(t *testing.T) {
 // counted at the end of all tests.
 func TestLeaks(t *testing.T) {
 	s := serverstest.Start(t, "unix", honest)
-	must(t, newFilter(t, "", s.Address), large)
+	filtertest.Must(t, newFilter(t, "", s.Address), serverstest.Long())
 	serverstest.Leaks(t, s, append(serverstest.Faults(asked, good), own()...), func() error {
-		_, err := judge(newFilter(t, "milter = true", s.Address), large, 20*time.Second)
+		_, err := filtertest.Judge(newFilter(t, "milter = true", s.Address), serverstest.Long(), 20*time.Second)
 		return err
 	})
 }

@@ -57,8 +57,8 @@ func TestSuite(t *testing.T) {
 
 // What rspamd has to say to the sender is said, clean.
 func TestWords(t *testing.T) {
-	s := serverstest.Start(t, "unix", saying(says(`{"score":1,"action":"soft reject","messages":{"smtp_message":"greylisted\r\n250 ok\u001b","other":[1]}}`)))
-	v := must(t, newFilter(t, "", s.Address), "Subject: x\n\n")
+	s := serverstest.Start(t, "unix", serverstest.Saying(asked, says(`{"score":1,"action":"soft reject","messages":{"smtp_message":"greylisted\r\n250 ok\u001b","other":[1]}}`)))
+	v := filtertest.Must(t, newFilter(t, "", s.Address), "Subject: x\n\n")
 	if v.Action != pipeline.Defer || v.Reply.SMTP() != "451 4.7.1 greylisted 250 ok?" {
 		t.Errorf("%v %s", v.Action, v.Reply.SMTP())
 	}
@@ -69,7 +69,7 @@ func TestWords(t *testing.T) {
 			c.Hang()
 		}
 	})
-	if v := must(t, newFilter(t, "", s.Address), "Subject: x\n\n"); v.Action != pipeline.Reject {
+	if v := filtertest.Must(t, newFilter(t, "", s.Address), "Subject: x\n\n"); v.Action != pipeline.Reject {
 		t.Error(v)
 	}
 }
@@ -90,7 +90,7 @@ func TestQuestion(t *testing.T) {
 		t.Fatal(err)
 	}
 	f := newFilter(t, "user = \"recipient\"\nsettings = \"strict\"\npassword_file = \""+file+"\"", s.Address)
-	tx := transaction("joe@example.org")
+	tx := filtertest.Transaction("joe@example.org")
 	tx.Session.Helo, tx.Session.User, tx.Session.PeerName = "evil\r\nX-Injected: 1", "sam", "mail.example.net"
 	if _, err := f.Message(t.Context(), tx, message.FromString("Subject: x\n\nbody\n")); err != nil {
 		t.Fatal(err)
@@ -111,7 +111,7 @@ func TestQuestion(t *testing.T) {
 	for i := range many {
 		many[i] = "joe@example.org"
 	}
-	must(t, f, "Subject: x\n\n", many...)
+	filtertest.Must(t, f, "Subject: x\n\n", many...)
 	if r = <-got; len(r.Header["Rcpt"]) != maxRecipients || r.Header.Get("Deliver-To") != "" {
 		t.Errorf("%d recipients, %v", len(r.Header["Rcpt"]), r.Header["Deliver-To"])
 	}

@@ -54,13 +54,11 @@ package spamassassin
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/message"
-	"github.com/postern-mta/postern/pipeline/reply"
 	"github.com/postern-mta/postern/pipeline/servers"
 	"github.com/postern-mta/postern/pipeline/spam"
 )
@@ -87,8 +85,6 @@ const (
 	defaultAddress     = "tcp:127.0.0.1:783"
 	defaultConnections = 5
 	defaultMax         = 500 << 10
-	maxMax             = 1 << 30
-	maxUser            = 200
 )
 
 // The names of the filter's findings.
@@ -159,22 +155,7 @@ func (o *Options) fill() {
 }
 
 func (o *Options) check() (key string, err error) {
-	switch {
-	case o.Connections < 1 || o.Connections > servers.MaxConnections:
-		return "connections", fmt.Errorf("%d: write a number from 1 to %d", o.Connections, servers.MaxConnections)
-	case o.Max < 1 || o.Max > maxMax:
-		return "max", fmt.Errorf("%d: write a number from 1 to %d", o.Max, maxMax)
-	case o.Large != "skip" && o.Large != "prefix":
-		return "large", fmt.Errorf("%q: write skip or prefix", reply.Clean(o.Large, 80))
-	case !isUser(o.User):
-		return "user", errors.New("write none, recipient, or the name of a user: printable ASCII without blanks")
-	}
-	return "", nil
-}
-
-// isUser reports whether a name can stand in a request.
-func isUser(s string) bool {
-	return s != "" && len(s) <= maxUser && !strings.ContainsFunc(s, func(c rune) bool { return c <= ' ' || c > '~' })
+	return spam.Asking{Connections: o.Connections, Most: servers.MaxConnections, Max: o.Max, Large: o.Large, User: o.User}.Check()
 }
 
 // keyError is an error that knows the key of the configuration it is about, so
@@ -234,7 +215,7 @@ func (f *Filter) user(tx *pipeline.Transaction) string {
 		return ""
 	case "recipient":
 		if len(tx.Active) == 1 {
-			if to := tx.Envelope.Recipients[tx.Active[0]].Address; isUser(to) {
+			if to := tx.Envelope.Recipients[tx.Active[0]].Address; spam.IsWord(to) {
 				return to
 			}
 		}

@@ -14,7 +14,6 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/postern-mta/postern/pipeline"
-	"github.com/postern-mta/postern/pipeline/envelope"
 	"github.com/postern-mta/postern/pipeline/filtertest"
 	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/servers/serverstest"
@@ -76,15 +75,6 @@ func honest(c *serverstest.Conn) {
 	}
 }
 
-// saying answers every message with a text.
-func saying(text string) func(*serverstest.Conn) {
-	return func(c *serverstest.Conn) {
-		if asked(c) {
-			c.Say(text)
-		}
-	}
-}
-
 func newFilter(t testing.TB, config string, addresses ...string) *Filter {
 	t.Helper()
 	env := pipeline.Env{Log: slog.New(slog.DiscardHandler)}
@@ -95,31 +85,17 @@ func newFilter(t testing.TB, config string, addresses ...string) *Filter {
 	return f.(*Filter)
 }
 
-// judge has a filter judge a message to some recipients.
-func judge(f *Filter, text string, within time.Duration, to ...string) (pipeline.Verdict, error) {
-	if len(to) == 0 {
-		to = []string{"r@example.org"}
+// asker has a filter judge: one that fails decides nothing.
+func asker(t testing.TB, addresses ...string) func(context.Context) error {
+	f := newFilter(t, "refuse = 0.1", addresses...)
+	return func(ctx context.Context) error {
+		v, err := f.Message(ctx, filtertest.Transaction(), message.FromString(serverstest.Long()))
+		if err != nil && (v.Action != pipeline.Continue || v.Edits != nil || v.Symbols != nil) || err == nil && v.Symbols[0].Score != 0.5 {
+			t.Errorf("%+v, %v", v, err)
+		}
+		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), within)
-	defer cancel()
-	tx := &pipeline.Transaction{Session: filtertest.Stranger(), Envelope: envelope.To("a@example.net", to...)}
-	for i := range to {
-		tx.Active = append(tx.Active, i)
-	}
-	return f.Message(ctx, tx, message.FromString(text))
 }
-
-func must(t testing.TB, f *Filter, text string, to ...string) pipeline.Verdict {
-	t.Helper()
-	v, err := judge(f, text, 20*time.Second, to...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return v
-}
-
-// large is longer than what a socket holds.
-var large = "Subject: large\n\n" + strings.Repeat(strings.Repeat("x", 70)+"\n", 7000)
 
 const good = "SPAMD/1.1 0 EX_OK\r\nContent-length: 17\r\nSpam: True ; 99.0 / 5.0\r\n\r\nGTUBE,BAYES_99\r\n\r"
 
@@ -138,7 +114,7 @@ func own() (all []serverstest.Fault) {
 		"timeout": "SPAMD/1.1 79 EX_TIMEOUT\r\n\r\n", "code 256": strings.Replace(good, " 0 ", " 256 ", 1), "a bare LF": strings.ReplaceAll(good, "\r\n", "\n"),
 		"a line that is none": strings.Replace(good, "Spam:", "nonsense\r\nSpam:", 1), "PONG": "SPAMD/1.5 0 PONG\r\n", "another version": strings.Replace(good, "1.1", "\x00", 1),
 	} {
-		all = append(all, serverstest.Fault{Name: name, Play: saying(text)})
+		all = append(all, serverstest.Fault{Name: name, Play: serverstest.Saying(asked, text)})
 	}
 	return all
 }
@@ -146,77 +122,36 @@ func own() (all []serverstest.Fault) {
 // Whatever a spamd does wrong, the filter fails in time and decides nothing; with
 // another spamd beside it, that one scores.
 func TestFaults(t *testing.T) {
-	for _, fault := range append(serverstest.Faults(asked, good), own()...) {
-		t.Run(fault.Name, func(t *testing.T) {
-			t.Parallel()
-			bad := serverstest.Start(t, "unix", fault.Play)
-			f := newFilter(t, "refuse = 0.1", bad.Address)
-			within := 20 * time.Second
-			if fault.Slow {
-				within = time.Second
-			}
-			v, err := judge(f, large, within)
-			if err == nil || v.Action != pipeline.Continue || v.Edits != nil || v.Symbols != nil || !strings.Contains(err.Error(), bad.Address) {
-				t.Fatalf("%+v, %v", v, err)
-			}
-			if strings.ContainsFunc(err.Error(), func(c rune) bool { return c < ' ' || c > '~' }) {
-				t.Errorf("%q", err)
-			}
-			fine := serverstest.Start(t, "unix", honest)
-			f = newFilter(t, "", bad.Address, fine.Address)
-			if fault.Slow {
-				within = 4 * time.Second // of which each has a half
-			}
-			for range 2 { // so that both come first once
-				if v, err = judge(f, large, within); err != nil || v.Symbols[0].Score != 0.5 {
-					t.Errorf("beside one that works: %v, %v", v, err)
-				}
-			}
-		})
-	}
+	serverstest.Suffer(t, append(serverstest.Faults(asked, good), own()...), honest, asker)
 }
 
 // Nothing is there.
-func TestAbsent(t *testing.T) {
-	gone := serverstest.Start(t, "tcp", honest)
-	gone.Stop()
-	f := newFilter(t, "", gone.Address, "unix:/nonexistent/spamd")
-	for range 4 {
-		if _, err := judge(f, large, 10*time.Second); err == nil || !strings.Contains(err.Error(), "not scored: ") || !strings.Contains(err.Error(), gone.Address) || !strings.Contains(err.Error(), "/nonexistent") {
-			t.Fatal(err)
-		}
-	}
-}
+func TestAbsent(t *testing.T) { serverstest.Absent(t, "not scored: ", asker) }
 
 // A message that cannot be read is no fault of a spamd's.
 func TestReadError(t *testing.T) {
 	s := serverstest.Start(t, "unix", honest)
 	f := newFilter(t, "", s.Address)
-	head, rest := message.ParseHead(large)
+	head, rest := message.ParseHead(serverstest.Long())
 	b := message.StoredBody{At: strings.NewReader(rest[:200_000]), Size: int64(len(rest))}.Open()
 	defer b.Release()
-	tx := &pipeline.Transaction{Session: filtertest.Stranger(), Envelope: envelope.To("a@example.net", "r@example.org"), Active: []int{0}}
-	if _, err := f.Message(context.Background(), tx, message.New(head, b)); !errors.Is(err, io.ErrUnexpectedEOF) || f.spamds.Failing() != nil || s.Answers.Load() != 0 {
+	if _, err := f.Message(context.Background(), filtertest.Transaction(), message.New(head, b)); !errors.Is(err, io.ErrUnexpectedEOF) || f.spamds.Failing() != nil || s.Answers.Load() != 0 {
 		t.Error(err, f.spamds.Failing())
 	}
 }
 
 // The end of the context ends a call that waits, and is nobody's fault.
 func TestCancel(t *testing.T) {
-	began := make(chan struct{}, 1)
-	s := serverstest.Start(t, "tcp", func(c *serverstest.Conn) {
-		began <- struct{}{}
-		c.Hang()
+	var f *Filter
+	serverstest.Cancel(t, func(t testing.TB, addresses ...string) func(context.Context) error {
+		f = newFilter(t, "", addresses...)
+		return func(ctx context.Context) error {
+			_, err := f.Message(ctx, filtertest.Transaction(), message.FromString(serverstest.Long()))
+			return err
+		}
 	})
-	f := newFilter(t, "", s.Address)
-	ctx, cancel := context.WithCancel(context.Background())
-	go func() {
-		<-began
-		cancel()
-	}()
-	tx := &pipeline.Transaction{Session: filtertest.Stranger(), Envelope: envelope.To("a@example.net", "r@example.org"), Active: []int{0}}
-	if _, err := f.Message(ctx, tx, message.FromString(large)); err == nil || f.spamds.Failing() != nil {
-		t.Error(err, f.spamds.Failing())
+	if err := f.spamds.Failing(); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -224,9 +159,9 @@ func TestCancel(t *testing.T) {
 // counted at the end of all tests.
 func TestLeaks(t *testing.T) {
 	s := serverstest.Start(t, "unix", honest)
-	must(t, newFilter(t, "", s.Address), large)
+	filtertest.Must(t, newFilter(t, "", s.Address), serverstest.Long())
 	serverstest.Leaks(t, s, append(serverstest.Faults(asked, good), own()...), func() error {
-		_, err := judge(newFilter(t, "", s.Address), large, 20*time.Second)
+		_, err := filtertest.Judge(newFilter(t, "", s.Address), serverstest.Long(), 20*time.Second)
 		return err
 	})
 }

@@ -51,17 +51,17 @@ func TestQuestion(t *testing.T) {
 		{"user = \"recipient\"", []string{"j o@example.org"}, ""},
 		{"user = \"filter\"", []string{"joe@example.org", "jim@example.org"}, "filter"},
 	} {
-		v := must(t, newFilter(t, c.config, s.Address), "Subject: x\n\nbody\n", c.to...)
+		v := filtertest.Must(t, newFilter(t, c.config, s.Address), "Subject: x\n\nbody\n", c.to...)
 		q := <-got
 		if q.command != "SYMBOLS SPAMC/1.5" || q.user != c.user || q.body != "Return-Path: <a@example.net>\nSubject: x\n\nbody\n" || len(v.Symbols) != 1 {
 			t.Errorf("%v: %+v, %+v", c, q, v)
 		}
 	}
-	must(t, newFilter(t, "max = 14\nlarge = \"prefix\"", s.Address), "Subject: x\n\nbody\n")
+	filtertest.Must(t, newFilter(t, "max = 14\nlarge = \"prefix\"", s.Address), "Subject: x\n\nbody\n")
 	if q := <-got; q.body != "Return-Path: <a@example.net>\nSubject: x\n\nbo" {
 		t.Errorf("%q", q.body)
 	}
-	must(t, newFilter(t, "", s.Address), " folded\nSubject: x\n\nbody\n")
+	filtertest.Must(t, newFilter(t, "", s.Address), " folded\nSubject: x\n\nbody\n")
 	if q := <-got; !strings.Contains(q.body, "Return-Path: <a@example.net>\n") || !strings.HasPrefix(q.body, " folded\n") {
 		t.Errorf("%q", q.body)
 	}

@@ -54,6 +54,19 @@ func TestCheck(t *testing.T) {
 			t.Errorf("%s: %s, %v", want, key, err)
 		}
 	}
+	good := Asking{Connections: 1, Most: 1, Max: 1, Large: "prefix", User: "joe@example.org"}
+	if key, err := good.Check(); err != nil {
+		t.Error(key, err)
+	}
+	for want, change := range map[string]func(*Asking){
+		"connections": func(a *Asking) { a.Connections = 2 }, "max": func(a *Asking) { a.Max = 0 }, "large": func(a *Asking) { a.Large = "" }, "user": func(a *Asking) { a.User = "a b" },
+	} {
+		bad := good
+		change(&bad)
+		if key, err := bad.Check(); key != want || err == nil {
+			t.Errorf("%s: %s, %v", want, key, err)
+		}
+	}
 	var m Marks
 	if key, err := m.Check(); err != nil || m != (Marks{"spam", "X-Spam", "[SPAM]"}) {
 		t.Error(key, err, m)

@@ -126,13 +126,7 @@ type Fault struct {
 // whether it was one that is answered as a message is. The messages must be longer
 // than what a Unix socket holds.
 func Faults(request func(*Conn) bool, answer string) []Fault {
-	saying := func(text string) func(*Conn) {
-		return func(c *Conn) {
-			if request(c) {
-				c.Say(text)
-			}
-		}
-	}
+	saying := func(text string) func(*Conn) { return Saying(request, text) }
 	half := answer[:len(answer)/2]
 	return []Fault{
 		{"closes at once", false, func(*Conn) {}},
