@@ -191,6 +191,7 @@ func (d *daemon) use(c *config.Config) error {
 	d.closeEarly()
 	d.settle()
 	warnStranded(c, d.log)
+	warnDescriptors(c, d.log)
 	d.warnUnused()
 	return nil
 }

@@ -23,6 +23,8 @@ import (
 type measured struct {
 	name    string
 	process *os.Process
+	// beside is a program that works for it; nil for none.
+	beside *os.Process
 	// settle waits until nothing is being done; nil if nothing is left to be done
 	// once the clients are answered.
 	settle func()
@@ -209,6 +211,19 @@ type postfix struct {
 // queue of its own.
 func startPostfix(b testing.TB, dir string) *postfix {
 	b.Helper()
+	p := &postfix{queue: filepath.Join(dir, "queue"), deferring: dialer{address: benchAddress(b)}, holding: dialer{address: benchAddress(b)}}
+	values := map[string]string{"DEFER": p.deferring.address, "HOLD": p.holding.address}
+	p.measured = launchPostfix(b, dir, postfixMain, postfixMaster, values)
+	p.settle = p.drain
+	await(b, p.deferring.address)
+	await(b, p.holding.address)
+	return p
+}
+
+// launchPostfix starts Postfix with a configuration, in which DIR and POSTFIX
+// stand for its own directory and for where it was unpacked.
+func launchPostfix(b testing.TB, dir, main, master string, values map[string]string) measured {
+	b.Helper()
 	if os.Getuid() != 0 {
 		b.Fatal("Postfix must be started by root: run the benchmark as root")
 	}
@@ -216,9 +231,8 @@ func startPostfix(b testing.TB, dir string) *postfix {
 	if err != nil {
 		b.Fatal(err)
 	}
-	p := &postfix{queue: filepath.Join(dir, "queue"), deferring: dialer{address: benchAddress(b)}, holding: dialer{address: benchAddress(b)}}
-	values := map[string]string{"DIR": dir, "POSTFIX": lib, "DEFER": p.deferring.address, "HOLD": p.holding.address}
-	for name, text := range map[string]string{"main.cf": postfixMain, "master.cf": postfixMaster} {
+	values["DIR"], values["POSTFIX"] = dir, lib
+	for name, text := range map[string]string{"main.cf": main, "master.cf": master} {
 		if err := errors.Join(os.MkdirAll(filepath.Join(dir, "conf"), 0o755), os.WriteFile(filepath.Join(dir, "conf", name), []byte(os.Expand(text, func(n string) string { return values[n] })), 0o644)); err != nil {
 			b.Fatal(err)
 		}
@@ -250,11 +264,8 @@ func startPostfix(b testing.TB, dir string) *postfix {
 	c := exec.Command(filepath.Join(lib, "usr/lib/postfix/sbin/master"), "-c", filepath.Join(dir, "conf"), "-d")
 	c.Env = append(os.Environ(), "LD_LIBRARY_PATH="+filepath.Join(lib, "usr/lib/postfix"))
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // it ends its process group when it is ended
-	p.measured, _ = startServer(b, "postfix", filepath.Join(dir, "log"), c)
-	p.settle = p.drain
-	await(b, p.deferring.address)
-	await(b, p.holding.address)
-	return p
+	m, _ := startServer(b, "postfix", filepath.Join(dir, "log"), c)
+	return m
 }
 
 // drain waits until the queue manager has put away what came.
