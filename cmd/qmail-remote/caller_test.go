@@ -92,6 +92,10 @@ func (c *caller) file(content string) *os.File {
 func (c *caller) script(content string) string {
 	c.t.Helper()
 	path := filepath.Join(c.dir, "next")
+	// A child that is forked while the file is open for writing has it open, too,
+	// until it is another program, and nobody can run the file so long (ETXTBSY).
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	check(c.t, os.WriteFile(path, []byte("#!/bin/sh\n"+content), 0o755))
 	return path
 }
