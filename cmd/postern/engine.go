@@ -109,7 +109,7 @@ func (e *engine) newQueue(c *config.Config, resolver *resolve.Resolver, chains *
 		return nil, err
 	}
 	o := outbound(c, e.config.Load, resolver, log)
-	o.Gate, o.Freed, o.Connections = e.limits, e.limits.wake, e.limits.connections
+	o.Gate, o.Freed, o.Connections = e.limits, e.limits.freed, e.limits.connections
 	o.Group = func(domain string) string { return e.config.Load().GroupOf(domain) }
 	if e.remote, err = smtp.New(o); err != nil {
 		return nil, err

@@ -131,6 +131,44 @@ func (s *knownSite) place(name string, c *config.Config) {
 	}
 }
 
+// spareAfter is how long a connection that has become free is left for the next
+// message of its own site, where others wait for what it counts for.
+const spareAfter = 20 * time.Millisecond
+
+// freed has the next message of a site ask for a connection that has become free.
+// If there is none, and others wait for room at the provider or a group, the
+// connection is closed.
+func (l *limits) freed(name string) {
+	l.wake(name)
+	if !l.gate.Wanted(l.path(name)) {
+		return
+	}
+	time.AfterFunc(spareAfter, func() {
+		if l.gate.Wanted(l.path(name)) {
+			l.exit.Spare(func(other string) bool { return other == name && !l.promised(name) })
+		}
+	})
+}
+
+// makeRoom closes a free connection of another site that counts for what has no
+// room; the one that was refused is woken then.
+func (l *limits) makeRoom(no *limit.Refusal, refused string) {
+	if k := no.Key; no.What == "connections" && (k.Level == limit.Source || k.Level == limit.Provider || k.Level == limit.Group) {
+		l.exit.Spare(func(name string) bool {
+			p := l.path(name)
+			return name != refused && counts(&p, k) && !l.promised(name)
+		})
+	}
+}
+
+// promised reports whether a free connection of a site is for a message that is on
+// its way to it.
+func (l *limits) promised(name string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.free[name] > 0
+}
+
 // path is what a site counts for.
 func (l *limits) path(name string) limit.Path {
 	c := l.config()
@@ -243,6 +281,7 @@ func (l *limits) open(now time.Time, site string) (*ticket, *limit.Refusal) {
 	t, no := l.gate.Open(now, p)
 	if no != nil {
 		l.counts.refused(no)
+		l.makeRoom(no, site)
 		return nil, no
 	}
 	k := &ticket{l: l, t: t, provider: l.providerLabel(p.Provider)}

@@ -275,6 +275,19 @@ func (g *Gate) refuse(no *Refusal, site string) {
 	}
 }
 
+// Wanted reports whether others wait for something that a connection of this path
+// counts for: its source, provider or groups.
+func (g *Gate) Wanted(p Path) bool {
+	g.mu.Lock()
+	defer g.unlock()
+	for _, k := range p.keys() {
+		if c := g.counters[k]; c != nil && k.Level != Site && slices.ContainsFunc(c.waiting, func(site string) bool { return site != p.Site }) {
+			return true
+		}
+	}
+	return false
+}
+
 // enter counts a connection.
 func (g *Gate) enter(now time.Time, k Key) {
 	c := g.counter(k)

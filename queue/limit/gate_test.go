@@ -89,6 +89,27 @@ func TestWhoWaitsIsWokenOneByOne(t *testing.T) {
 	}
 }
 
+func TestWanted(t *testing.T) {
+	g := New(Options{Bounds: func(k Key) Bounds { return map[Key]Bounds{{Provider, "big"}: {Connections: 1}}[k] }})
+	a, b, c := Path{Site: "a", Provider: "big"}, Path{Site: "b", Provider: "big"}, Path{Site: "c"}
+	k, no := g.Open(start, a)
+	if no != nil || g.Wanted(a) {
+		t.Fatal(no, "nobody waits")
+	}
+	if _, no := g.Open(start, a); no == nil || g.Wanted(a) {
+		t.Error("the site itself waits, nobody else:", no)
+	}
+	if _, no := g.Open(start, b); no == nil || !g.Wanted(a) || g.Wanted(c) {
+		t.Error("b waits for a:", no)
+	}
+	k.Close(start)
+	k.Close(start)
+	g.Resume(start, Key{Provider, "big"}) // wakes whoever is left
+	if g.Wanted(a) {
+		t.Error("those who were woken are still waited for")
+	}
+}
+
 func TestRates(t *testing.T) {
 	g := New(Options{Bounds: func(k Key) Bounds {
 		if k.Level == Site {

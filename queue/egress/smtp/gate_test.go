@@ -251,3 +251,29 @@ func TestGroupsHaveConnectionsOfTheirOwn(t *testing.T) {
 		t.Errorf("%+v, %v", p, err)
 	}
 }
+
+func TestSpareConnections(t *testing.T) {
+	n := newInternet(t)
+	g := &gate{}
+	for i, host := range []string{"a.test", "b.test"} {
+		n.put(host, fmt.Sprintf("192.0.2.%d", i+1), smtptest.Options{})
+	}
+	x := n.exit(smtp.Options{Gate: g, Idle: time.Hour})
+	for _, d := range []string{"a.test", "b.test"} {
+		one(t, x, job(d, "r@"+d))
+	}
+	if x.Spare(func(site string) bool { return site == "c.test" }) {
+		t.Error("a connection was closed that nobody meant")
+	}
+	if !x.Spare(func(site string) bool { return site == "b.test" }) || x.Spare(func(site string) bool { return site == "b.test" }) {
+		t.Error("the one connection to b.test was not closed once")
+	}
+	eventually(t, "the connection stays open", func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.open == 1 })
+	if open, free := x.Connections("a.test"); open != 1 || free != 1 {
+		t.Errorf("the other has %d open, %d free", open, free)
+	}
+	x.Close(t.Context())
+	if x.Spare(func(string) bool { return true }) {
+		t.Error("a connection was closed after the end")
+	}
+}
