@@ -43,7 +43,10 @@ func explainCommand() *cobra.Command {
 		Short: "Say what the chain would do with a saved message, and why",
 		Long: `Run the configured chain on a saved message (- for standard input) with the daemon's
 own code and without side effects, and print stage by stage what each filter says, why,
-how long it takes, what it changes, and what the sender would be answered.
+how long it takes, what it changes, and what the sender would be answered. Programs of
+yours that filters run (rcptcheck, qfilter, spp, plugins) are run, too, as nobody else
+knows what they say; POSTERN_EXPLAIN=1 in their environment tells them that it is for
+show, and what they do beside their answer is up to them.
 
 With --ip the message comes from the network, else from a local user. It is a stranger's
 unless --auth or --relay says otherwise, or, for an SMTP entrance, its own rules about
@@ -108,6 +111,7 @@ func runExplain(ctx context.Context, f explainFlags, file string, stdin io.Reade
 	defer pool.close()
 	runs := newPrograms(env.Log)
 	defer runs.close()
+	runs.env = []string{forShow}
 	if err := runs.instead(c); err != nil {
 		return err
 	}

@@ -26,7 +26,13 @@ type programs struct {
 	// of users in whose name a command that stays root runs what has no user.
 	me int
 	as string
+	// env is what all programs are told beside their own environment.
+	env []string
 }
+
+// forShow tells a program that it is asked by postern explain, so that it may
+// leave out what it does beside its answer.
+const forShow = "POSTERN_EXPLAIN=1"
 
 func newPrograms(log *slog.Logger) *programs {
 	return &programs{log: log, me: os.Geteuid(), own: program.New(program.Options{Died: func(err error) {
@@ -123,6 +129,7 @@ func (p *programs) Start(spec program.Spec) (*program.Process, error) {
 	if spec.User == "" {
 		spec.User = p.as
 	}
+	spec.Env = slices.Concat(spec.Env, p.env)
 	if i := slices.IndexFunc(p.users, func(a program.Account) bool { return spec.User != "" && a.Is(spec.User) }); i >= 0 && p.others != nil {
 		return p.others.Start(spec)
 	}

@@ -28,6 +28,25 @@ func runsAs(t *testing.T, head string, users ...string) *config.Config {
 	return c
 }
 
+// What a command tells all programs stands beside what they have.
+func TestProgramsTold(t *testing.T) {
+	p := newPrograms(slog.New(slog.DiscardHandler))
+	defer p.close()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	env := append(make([]string, 0, 8), "A=1")
+	for want, tell := range [][]string{nil, {forShow}} {
+		p.env = tell
+		q, err := p.Start(program.Spec{Path: "/bin/sh", Args: []string{"sh", "-c", "exit $((A * ${POSTERN_EXPLAIN-0}))"}, Env: env})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e, err := q.Wait(ctx); err != nil || e.Exit != want {
+			t.Errorf("%q: %v %v", tell, e, err)
+		}
+	}
+}
+
 // A program goes to the starter that its user wants, and to none if there is none.
 func TestProgramsByUser(t *testing.T) {
 	if os.Geteuid() != 0 {

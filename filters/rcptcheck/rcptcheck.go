@@ -79,6 +79,8 @@
 // started by root, as another ("user"): a new one needs a restart. One that
 // crashes, takes too long or cannot be run is an error.
 //
+// Where postern explain asks, POSTERN_EXPLAIN is 1.
+//
 // It is not told RCPTFOUND and RCPTHOSTS, which speak of checks that this filter
 // does not know of, and only recipients in domains of ours are asked about. The
 // connection is kept after 111, 113 and 120; where RCPTCHECK closes it, the

@@ -34,6 +34,7 @@
 //	QMAILPPID              the process that has called the shim, or our own
 //	ENVSIZE, MSGSIZE       the bytes of envelope and message
 //	ERROR_FD               6, for programs that ask where their text goes
+//	POSTERN_EXPLAIN        1 where postern explain asks, and there is no message
 //
 // All of these are set anew for each program; QMAILNAME is not set. QMAILRCPTS
 // is left out if it is longer than an operating system lets one variable be

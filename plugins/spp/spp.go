@@ -51,6 +51,7 @@
 //	SMTPRCPTCOUNTALL   how many were asked about, with this one
 //	SMTPRCPTHOSTSOK    1 if we take mail for the recipient from this client, else 0
 //	SMTPAUTHUSER       who has logged in; TCPREMOTEINFO is the same
+//	POSTERN_EXPLAIN    1 where postern explain asks, and there is no client
 //
 // Its exit code means nothing, but for 120. Behind A, D, E, N, O and R nothing is
 // read. The commands:
