@@ -136,7 +136,7 @@ static _Noreturn void converse(void)
 	unsigned nfds;
 	int64_t until;
 	ssize_t n;
-	int fd;
+	int fd = -1;
 
 	talk.quiet = now() + patience;
 	for (;;) {
