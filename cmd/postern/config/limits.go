@@ -348,6 +348,10 @@ func (l *loader) checkSiteDefault() {
 	}
 	l.limits.site = l.limitsAt(path, s.Bounds).over(limited(limit.DefaultSite(), "default"))
 	s.Bounds = boundsOf(l.limits.site.Bounds)
+	if !l.written("queue.domain") {
+		l.Queue.Domain = max(0, l.limits.site.Connections)
+		l.from["queue.domain"] = key
+	}
 }
 
 // checkGroup reads a table [site.NAME] of some sites.

@@ -131,6 +131,10 @@ func TestEffective(t *testing.T) {
 		"testdata/good-minimal.toml": {
 			`state = "/var/lib/postern" # default`,
 			`admin.socket = "/run/postern/admin.sock" # default`,
+			`queue.domain = 20 # site.default.connections`,
+			`site.default.connections = 20 # default`,
+			`site.default.connection_rate = "100/min" # default`,
+			`address.default.connections = 20 # default`,
 			`limits.message = 0 # default`,
 		},
 	} {
