@@ -17,6 +17,7 @@ type filter struct {
 	v         *version
 	spool     message.Spooler
 	configure *wire.ConfigureRequest
+	accepted  bool
 	closed    sync.Once
 }
 
@@ -41,12 +42,11 @@ func newFilter(v *version, e pipeline.Env, decode pipeline.Decode) (pipeline.Fil
 	f := &filter{v: v, spool: e.Spool, configure: &wire.ConfigureRequest{
 		Filter: text(name), Handle: v.host.handles.Add(1), OptionsJson: options, Host: text(e.Host), StateDir: v.place.state,
 	}}
-	ctx, cancel := context.WithTimeout(v.host.ctx, v.settings.Timeout)
-	defer cancel()
-	if err := v.configure(ctx, f.configure); err != nil {
+	if err := v.accept(f.configure); err != nil {
 		f.Close() //nolint:errcheck // it has nothing to say
 		return nil, err
 	}
+	f.accepted = true
 	return f, nil
 }
 
@@ -62,6 +62,9 @@ func (f *filter) Open(context.Context, *pipeline.Session) (pipeline.Instance, er
 // plugin up.
 func (f *filter) Close() error {
 	f.closed.Do(func() {
+		if f.accepted {
+			f.v.drop(f.configure)
+		}
 		f.v.host.ending.Add(1)
 		go func() {
 			defer f.v.host.ending.Done()

@@ -71,8 +71,12 @@ func New(o Options) (*Host, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	if err := sweep(o.Dir); err != nil {
+	stuck, err := sweep(o.Dir, os.RemoveAll)
+	if err != nil {
 		return nil, err
+	}
+	if stuck != nil {
+		o.Log.Warn("files that plugins left cannot be removed; remove them by hand", "error", stuck)
 	}
 	h := &Host{o: o, current: map[string]*version{}, coming: map[string]*version{}, running: map[*version]bool{}, tallies: map[string]*tally{}}
 	h.masked = umask()&0o044 != 0
@@ -153,7 +157,8 @@ func (h *Host) known(name, fingerprint string) *version {
 	if v := h.coming[name]; v != nil && v.fingerprint == fingerprint {
 		return v
 	}
-	if v := h.current[name]; v != nil && v.fingerprint == fingerprint && h.coming[name] == nil && v.hold() {
+	if v := h.current[name]; v != nil && v.fingerprint == fingerprint && h.coming[name] == nil && !v.isStale() && v.hold() {
+		v.retry()
 		h.coming[name] = v
 		return v
 	}

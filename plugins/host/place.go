@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/postern-mta/postern/pipeline/program"
 )
 
@@ -85,7 +87,8 @@ func prepare(dir string, s Settings, owner Owner) (*place, error) {
 	return p, p.reachable(top)
 }
 
-// ensure makes a directory as it must be.
+// ensure makes a directory as it must be. It is changed by its descriptor: what is
+// done here may be done by root, in a directory that is the daemon's.
 func ensure(path string, mode os.FileMode, uid, gid int) error {
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
@@ -97,19 +100,23 @@ func ensure(path string, mode os.FileMode, uid, gid int) error {
 	if !info.IsDir() {
 		return errors.New("it is no directory")
 	}
-	if st, ok := info.Sys().(*syscall.Stat_t); !ok || int(st.Uid) != uid || int(st.Gid) != gid {
-		if err := os.Lchown(path, uid, gid); err != nil {
-			return fmt.Errorf("it must belong to %d:%d: %w (a plugin with a user of its own is prepared when root starts the daemon: restart it)", uid, gid, err)
-		}
-		info, err = os.Lstat(path) // which takes bits of the mode away
-		if err != nil {
-			return err
-		}
-	}
-	if info.Mode()&(os.ModePerm|os.ModeSetgid|os.ModeSticky) == mode {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	own := ok && int(st.Uid) == uid && int(st.Gid) == gid
+	if own && info.Mode()&(os.ModePerm|os.ModeSetgid|os.ModeSticky) == mode {
 		return nil
 	}
-	return os.Chmod(path, mode)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), path)
+	defer f.Close()
+	if !own {
+		if err := f.Chown(uid, gid); err != nil {
+			return fmt.Errorf("it must belong to %d:%d: %w (a plugin with a user of its own is prepared when root starts the daemon: restart it)", uid, gid, err)
+		}
+	}
+	return f.Chmod(mode) // once more, since a new owner takes bits of it away
 }
 
 // reachable reports whether the plugin's user may enter all directories above
@@ -152,15 +159,20 @@ func contains(all []uint32, n uint32) bool {
 	return false
 }
 
+// maxStuck is of how many files that cannot be removed is told.
+const maxStuck = 10
+
 // sweep removes what a daemon that was killed has left in the directories of
-// plugins: sockets and bodies, not what they keep.
-func sweep(dir string) error {
+// plugins: sockets and bodies, not what they keep. What cannot be removed it
+// tells of, since a plugin with a user of its own can make such things, and must
+// not keep the daemon from starting.
+func sweep(dir string, remove func(string) error) (stuck, err error) {
 	tops, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var errs []error
 	for _, top := range tops {
@@ -171,9 +183,11 @@ func sweep(dir string) error {
 				continue // a directory of nobody's
 			}
 			for _, e := range left {
-				errs = append(errs, os.RemoveAll(filepath.Join(path, e.Name())))
+				if err := remove(filepath.Join(path, e.Name())); err != nil && len(errs) < maxStuck {
+					errs = append(errs, err)
+				}
 			}
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(errs...), nil
 }

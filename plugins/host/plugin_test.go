@@ -68,6 +68,10 @@ func actor(args []string) {
 			version = 99
 		case "noname":
 			p.declared.Name = ""
+		case "changes": // is another one when there is a file
+			if _, err := os.Stat(value); err == nil {
+				p.declared.Advises = true
+			}
 		case "required":
 			p.declared.Options[0].Required, p.declared.Options[0].DefaultJson = true, ""
 		case "say":
@@ -116,6 +120,10 @@ func misstart(word, value string) {
 		leave(value)
 	case "eat":
 		eat()
+	case "unless": // does not start when there is a file
+		if _, err := os.Stat(value); err == nil {
+			os.Exit(3)
+		}
 	case "once": // starts once only
 		if _, err := os.Stat(value); err == nil {
 			os.Exit(3)
@@ -168,7 +176,8 @@ type stage struct {
 	p *player
 }
 
-func (s stage) GRPCServer(_ *plugin.GRPCBroker, g *grpc.Server) error {
+func (s stage) GRPCServer(b *plugin.GRPCBroker, g *grpc.Server) error {
+	s.p.broker = b
 	wire.RegisterPluginServer(g, s.p)
 	return nil
 }
@@ -181,6 +190,7 @@ func (stage) GRPCClient(context.Context, *plugin.GRPCBroker, *grpc.ClientConn) (
 type player struct {
 	wire.UnimplementedPluginServer
 	declared *wire.Declaration
+	broker   *plugin.GRPCBroker
 	calls    atomic.Int64
 	filters  [1 << 16]options
 }
@@ -324,6 +334,13 @@ var acts = map[string]act{
 			}
 		}
 		return one(&wire.Verdict{Reason: "could not"})
+	},
+	"offer": func(_ context.Context, p *player, _ *options, _ *wire.JudgeRequest) (*wire.JudgeReply, error) { // connections that nobody wants
+		for id := range uint32(300) {
+			go p.broker.Accept(id + 1) //nolint:errcheck // it ends with the process
+		}
+		time.Sleep(300 * time.Millisecond)
+		return &wire.JudgeReply{}, nil
 	},
 	"die": func(context.Context, *player, *options, *wire.JudgeRequest) (*wire.JudgeReply, error) {
 		os.Exit(7)

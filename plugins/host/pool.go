@@ -134,6 +134,13 @@ func (l *pool) fail(err error) {
 	l.waiting = nil
 }
 
+// mend has those who come wait again for a process.
+func (l *pool) mend() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.broken = nil
+}
+
 // all are the processes there are.
 func (l *pool) all() []*process {
 	l.mu.Lock()

@@ -73,6 +73,15 @@ func (peer) GRPCClient(_ context.Context, _ *plugin.GRPCBroker, c *grpc.ClientCo
 	return c, nil
 }
 
+// withoutBroker refuses the stream by which a plugin offers go-plugin further
+// connections. Nobody takes them here, and go-plugin would remember each.
+func withoutBroker(ctx context.Context, d *grpc.StreamDesc, c *grpc.ClientConn, method string, stream grpc.Streamer, o ...grpc.CallOption) (grpc.ClientStream, error) {
+	if strings.HasPrefix(method, "/plugin.GRPCBroker/") {
+		return nil, status.Error(codes.Unimplemented, "no further connections")
+	}
+	return stream(ctx, d, c, method, o...)
+}
+
 // launch starts a process, and waits until it is well.
 func launch(ctx context.Context, r *runner, temporary string) (*process, error) {
 	p := &process{log: r.log, runner: r, suspect: make(chan struct{}, 1), knows: map[uint64]bool{}, used: r.settings.CPU * 8 / 10}
@@ -107,6 +116,7 @@ func (p *process) clientConfig(temporary string) *plugin.ClientConfig {
 		SyncStdout:       r.out, SyncStderr: r.err, Logger: hclog.NewNullLogger(),
 		GRPCDialOptions: []grpc.DialOption{
 			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(wire.MaxReply)), grpc.WithIdleTimeout(idleTime),
+			grpc.WithContextDialer(r.dial), grpc.WithStreamInterceptor(withoutBroker),
 		},
 	}
 }

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +19,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-plugin"
+	"golang.org/x/sys/unix"
 
 	"github.com/postern-mta/postern/pipeline/program"
 )
@@ -48,6 +51,7 @@ type runner struct {
 	handshake *io.PipeReader
 	reading   sync.WaitGroup
 	sockets   string // the directory of its sockets
+	address   string // of the one where it listens
 }
 
 func newRunner(s *Settings, p *place, number uint64, programs Programs, log *slog.Logger, now func() time.Time) *runner {
@@ -103,12 +107,18 @@ func (r *runner) Start(context.Context) (err error) {
 
 // makeSockets makes the directory of a process's sockets, which is ours so that
 // we can remove whatever the process leaves in it. Those who may not enter the
-// one above it do not come here either.
+// one above it do not come here either. That one is the plugin's, who may put
+// something else here at any time: what is opened is changed, and nothing that a
+// link points to.
 func makeSockets(dir string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	return os.Chmod(dir, 0o777|os.ModeSetgid)
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: dir, Err: err}
+	}
+	return errors.Join(unix.Fchmod(fd, 0o777|unix.S_ISGID), unix.Close(fd))
 }
 
 // reword tells of an error without the descriptor's path.
@@ -242,7 +252,44 @@ func (r *runner) PluginToHost(network, address string) (string, string, error) {
 	if info.Mode()&os.ModeType != os.ModeSocket {
 		return "", "", fmt.Errorf("it says that it listens on %.200q, which is no socket", address)
 	}
+	r.address = address
 	return network, address, nil
+}
+
+// dial connects to the plugin. What stands at the address is the plugin's to
+// choose, and may be a link to somebody else's socket, who talks to us because of
+// who we are; so the listener must be the plugin's user.
+func (r *runner) dial(ctx context.Context, _ string) (net.Conn, error) {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unix", r.address)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.listens(c); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// listens looks whether the plugin is at the other end.
+func (r *runner) listens(c net.Conn) error {
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return fmt.Errorf("a connection that is a %T", c)
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var peer *unix.Ucred
+	if raised := raw.Control(func(fd uintptr) { peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); raised != nil {
+		return raised
+	}
+	if err == nil && peer.Uid != r.place.plugin {
+		err = fmt.Errorf("uid %d listens on its socket, not %d", peer.Uid, r.place.plugin)
+	}
+	return err
 }
 
 // end waits until nothing of the program is left, and tidies up.

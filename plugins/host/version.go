@@ -50,6 +50,15 @@ type version struct {
 	grown   bool
 	stopped bool
 	last    error // why the last start failed, or process ended
+	// stale is set once a further process was not what the first one was: files
+	// have changed that the fingerprint does not know of.
+	stale bool
+	// awake is closed, and made anew, when those that wait to start a process are
+	// to try at once.
+	awake chan struct{}
+	// taken are the options that the plugin has found right for filters that are
+	// not closed.
+	taken map[string]int
 }
 
 // newVersion starts the first process of a plugin, and asks what it is. The
@@ -63,6 +72,7 @@ func newVersion(ctx context.Context, h *Host, s Settings, fingerprint string) (*
 	v := &version{
 		host: h, settings: s, fingerprint: fingerprint, place: at, shelf: &shelf{place: at, seq: &h.bodies, shown: &h.shown, masked: h.masked},
 		tally: h.tallyOf(s.Name), log: h.o.Log.With("plugin", s.Name), pool: pool{limit: s.Concurrency}, stopping: make(chan struct{}), holds: 1,
+		awake: make(chan struct{}), taken: map[string]int{},
 	}
 	p, err := v.launch(ctx)
 	if err != nil {
@@ -111,6 +121,9 @@ func (v *version) relaunch() (*process, error) {
 		d, err = readDeclaration(w)
 	}
 	if err == nil && !d.same(v.declared) {
+		v.mu.Lock()
+		v.stale = true
+		v.mu.Unlock()
 		err = errors.New("it says something else of itself than before: reload the configuration")
 	}
 	if err != nil {
@@ -186,10 +199,10 @@ func (v *version) broke(err error, wait time.Duration) bool {
 
 // rest waits; false means that the version is stopped.
 func (v *version) rest(wait time.Duration) bool {
+	v.mu.Lock()
+	last, awake := v.last, v.awake
+	v.mu.Unlock()
 	if wait > patience {
-		v.mu.Lock()
-		last := v.last
-		v.mu.Unlock()
 		v.pool.fail(fmt.Errorf("the plugin is not running: %w", last))
 	}
 	t := time.NewTimer(wait)
@@ -197,9 +210,27 @@ func (v *version) rest(wait time.Duration) bool {
 	select {
 	case <-t.C:
 		return true
+	case <-awake:
+		return true
 	case <-v.stopping:
 		return false
 	}
+}
+
+// retry has processes that are waited with be started at once, and calls wait for
+// them: whoever reloads may have mended what kept them from starting.
+func (v *version) retry() {
+	v.mu.Lock()
+	close(v.awake)
+	v.awake = make(chan struct{})
+	v.mu.Unlock()
+	v.pool.mend()
+}
+
+func (v *version) isStale() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.stale
 }
 
 func (v *version) remember(err error) {
@@ -346,18 +377,62 @@ func (v *version) end() {
 
 var errStopped = errors.New("the plugin has been stopped")
 
-// configure tells one process of a filter, to hear whether it is right.
-func (v *version) configure(ctx context.Context, c *wire.ConfigureRequest) error {
+// accept hears whether a filter's options are right, and remembers those that
+// are, until drop is called. A plugin that cannot be asked has said so before if
+// a filter of that name has the same options: one that is down must not keep the
+// administrator from changing something else.
+func (v *version) accept(c *wire.ConfigureRequest) error {
+	key := taking(c)
+	v.mu.Lock()
+	before := v.taken[key] > 0
+	v.mu.Unlock()
+	wait := v.settings.Timeout
+	if before {
+		wait = min(wait, patience)
+	}
+	ctx, cancel := context.WithTimeout(v.host.ctx, wait)
+	defer cancel()
+	asked, err := v.configure(ctx, c)
+	if err != nil && !asked && before && v.host.ctx.Err() == nil {
+		v.log.Warn("plugin cannot be asked about a filter; its options are those that it has taken before", "filter", c.GetFilter(), "error", err)
+		err = nil
+	}
+	if err == nil {
+		v.mu.Lock()
+		v.taken[key]++
+		v.mu.Unlock()
+	}
+	return err
+}
+
+// drop is the end of a filter whose options were accepted.
+func (v *version) drop(c *wire.ConfigureRequest) {
+	key := taking(c)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.taken[key]--; v.taken[key] == 0 {
+		delete(v.taken, key)
+	}
+}
+
+// taking is equal for filters that a plugin need not tell apart.
+func taking(c *wire.ConfigureRequest) string {
+	return c.GetFilter() + "\x00" + c.GetHost() + "\x00" + string(c.GetOptionsJson())
+}
+
+// configure tells one process of a filter, to hear whether it is right. asked
+// reports whether the error, if any, is the plugin's answer.
+func (v *version) configure(ctx context.Context, c *wire.ConfigureRequest) (asked bool, err error) {
 	p, err := v.pool.take(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer v.pool.give(p)
 	r, err := p.configure(ctx, c)
 	if err != nil {
-		return err
+		return false, err
 	}
-	return v.declared.problems(r.GetProblems())
+	return true, v.declared.problems(r.GetProblems())
 }
 
 // forget tells all processes that a filter has gone.

@@ -1,0 +1,115 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// TestOffers has a plugin offer connections by go-plugin's broker, which would
+// keep each of them in memory.
+func TestOffers(t *testing.T) {
+	r := newRig(t)
+	f := r.filter(t, r.settings(), do("offer"))
+	before := goroutines()
+	if _, err := r.ask(t, f, r.read(t, 10), 20*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if n := goroutines() - before; n > 50 {
+		t.Errorf("%d goroutines more", n)
+	}
+}
+
+// TestListener has a plugin lead us to the socket of another user.
+func TestListener(t *testing.T) {
+	dir := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(dir, "other"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	lure := filepath.Join(dir, "plugin")
+	if err := os.Symlink(filepath.Join(dir, "other"), lure); err != nil {
+		t.Fatal(err)
+	}
+	for plugin, want := range map[uint32]string{uint32(os.Getuid()): "", uint32(os.Getuid() + 1): "listens on its socket"} {
+		c, err := (&runner{place: &place{plugin: plugin}, address: lure}).dial(context.Background(), "")
+		if got := errors.Join(err); want == "" && got != nil || want != "" && (got == nil || !strings.Contains(got.Error(), want)) {
+			t.Errorf("of uid %d: %v", plugin, err)
+		}
+		if c != nil {
+			c.Close()
+		}
+	}
+}
+
+// TestSocketsLink has a plugin put a link in the place of the directory of its
+// sockets, while it is made: what the link points to stays closed to others.
+func TestSocketsLink(t *testing.T) {
+	room, victim := t.TempDir(), t.TempDir()
+	if err := os.Chmod(victim, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	var swaps sync.WaitGroup
+	swaps.Go(func() {
+		for n := 0; ; n++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if os.Rename(filepath.Join(room, "1"), filepath.Join(room, "away"+itoa(n))) == nil {
+				os.Symlink(victim, filepath.Join(room, "1")) //nolint:errcheck // it may be there again
+			}
+		}
+	})
+	for end := time.Now().Add(500 * time.Millisecond); time.Now().Before(end); {
+		makeSockets(filepath.Join(room, "1"))  //nolint:errcheck // it may well fail
+		os.RemoveAll(filepath.Join(room, "1")) //nolint:errcheck // as above
+		info, err := os.Stat(victim)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Mode().Perm() != 0o700 {
+			t.Fatalf("the directory is open to others: %v", info.Mode())
+		}
+	}
+	close(stop)
+	swaps.Wait()
+}
+
+// TestSweepStuck has a plugin leave what cannot be removed: all else goes, and the
+// daemon starts.
+func TestSweepStuck(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"p/r/stuck", "p/b/1", "p/s/kept"} {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stuck, err := sweep(dir, func(path string) error {
+		if filepath.Base(path) == "stuck" {
+			return os.ErrPermission
+		}
+		return os.Remove(path)
+	})
+	if err != nil || !errors.Is(stuck, os.ErrPermission) {
+		t.Fatal(stuck, err)
+	}
+	for name, there := range map[string]bool{"p/b/1": false, "p/s/kept": true} {
+		if _, err := os.Stat(filepath.Join(dir, name)); (err == nil) != there {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
