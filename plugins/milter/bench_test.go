@@ -115,7 +115,7 @@ func atOnce(parallel int, do func() error) error {
 
 // once has a filter judge a message in a session of its own.
 func once(f pipeline.Filter, m message.Message) error {
-	tx := transaction()
+	tx := filtertest.Transaction()
 	i, err := f.Open(context.Background(), tx.Session)
 	if err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 	gomilter "github.com/emersion/go-milter"
 
 	"github.com/postern-mta/postern/pipeline"
+	"github.com/postern-mta/postern/pipeline/filtertest"
 	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/servers/serverstest"
 )
@@ -158,7 +159,7 @@ func TestFaults(t *testing.T) {
 				if fault.Slow {
 					within = time.Second
 				}
-				v, err := judge(f, large, within)
+				v, err := filtertest.Judge(f, large, within)
 				if err == nil || v.Action != pipeline.Continue || v.Body != nil || v.Edits != nil || !strings.Contains(err.Error(), bad.Address) {
 					t.Fatalf("%v, %v", v, err)
 				}
@@ -170,7 +171,7 @@ func TestFaults(t *testing.T) {
 				if fault.Slow {
 					within = 6 * time.Second // of which each has a half
 				}
-				if v, err = judge(f, large, within); err != nil || fmt.Sprint(edits(v)) != "[append X-Good: b]" || v.Body != nil {
+				if v, err = filtertest.Judge(f, large, within); err != nil || fmt.Sprint(edits(v)) != "[append X-Good: b]" || v.Body != nil {
 					t.Errorf("beside one that works: %v, %v", v, err)
 				}
 			})
@@ -182,7 +183,7 @@ func TestFaults(t *testing.T) {
 func TestAway(t *testing.T) {
 	gone := newFake(nil).start(t)
 	gone.Stop()
-	if _, err := judge(newFilter(t, "", gone.Address), small, time.Second); err == nil {
+	if _, err := filtertest.Judge(newFilter(t, "", gone.Address), small, time.Second); err == nil {
 		t.Error("no error")
 	}
 	// Nobody answers at an address of a network that leads nowhere, or it is refused.
@@ -190,7 +191,7 @@ func TestAway(t *testing.T) {
 	defer cancel()
 	start := time.Now()
 	i := newFilter(t, "", "tcp:192.0.2.1:9").open(t)
-	if _, err := i.Message(ctx, transaction(), message.FromString(small)); err == nil || time.Since(start) > 10*time.Second {
+	if _, err := i.Message(ctx, filtertest.Transaction(), message.FromString(small)); err == nil || time.Since(start) > 10*time.Second {
 		t.Error(err)
 	}
 }
@@ -204,7 +205,7 @@ func TestUnasked(t *testing.T) {
 		}
 		fake := newFake(eom(says))
 		fake.actions &^= need
-		if v, err := judge(newFilter(t, "", fake.start(t).Address), small, 10*time.Second); err == nil || !strings.Contains(err.Error(), "it has not asked for") {
+		if v, err := filtertest.Judge(newFilter(t, "", fake.start(t).Address), small, 10*time.Second); err == nil || !strings.Contains(err.Error(), "it has not asked for") {
 			t.Errorf("%c: %v, %v", code, v, err)
 		}
 	}
@@ -223,7 +224,7 @@ func TestLeaks(t *testing.T) {
 			serverstest.Leaks(t, s, []serverstest.Fault{fault}, func() error {
 				f := newFilter(t, "", s.Address)
 				f.spool = spool
-				_, err := judge(f, large, 20*time.Second)
+				_, err := filtertest.Judge(f, large, 20*time.Second)
 				return err
 			})
 		}
@@ -234,7 +235,7 @@ func TestLeaks(t *testing.T) {
 	f := newFilter(t, "", fake.start(t).Address)
 	goroutines, descriptors := runtime.NumGoroutine(), serverstest.Descriptors(t)
 	for n := range 10_000 {
-		v := must(t, f, small)
+		v := filtertest.Must(t, f, small)
 		v.Body.Release()
 		if n%100 == 0 {
 			fake.words()
@@ -256,7 +257,7 @@ func TestIdle(t *testing.T) {
 	p := &pool{now: time.Now}
 	s := newFake(nil).start(t)
 	f := newFilter(t, "", s.Address)
-	must(t, f, small)
+	filtertest.Must(t, f, small)
 	for _, one := range f.pool.idle[s.Address] {
 		one.timer.Reset(0)
 	}
@@ -289,7 +290,7 @@ func TestBodies(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.spool = spool
-	v := must(t, f, large)
+	v := filtertest.Must(t, f, large)
 	if v.Body.Size() != 40*2000*23 || v.Body.SpoolName() == "" {
 		t.Errorf("%d bytes in %q", v.Body.Size(), v.Body.SpoolName())
 	}
@@ -299,7 +300,7 @@ func TestBodies(t *testing.T) {
 	defer broken.Release()
 	i := f.open(t)
 	defer i.Close()
-	if _, err := i.Message(t.Context(), transaction(), message.New(message.Head{}, broken)); err == nil || !strings.Contains(err.Error(), "reading the message") || f.set.Failing() != nil {
+	if _, err := i.Message(t.Context(), filtertest.Transaction(), message.New(message.Head{}, broken)); err == nil || !strings.Contains(err.Error(), "reading the message") || f.set.Failing() != nil {
 		t.Errorf("%v, failing %v", err, f.set.Failing())
 	}
 }
@@ -324,7 +325,7 @@ func TestUnderLoad(t *testing.T) {
 	s := fake.start(t)
 	f := newFilter(t, "reuse = false", s.Address)
 	serverstest.UnderLoad(t, func() (bool, error) {
-		_, err := judge(f, small, 2*time.Second)
+		_, err := filtertest.Judge(f, small, 2*time.Second)
 		return err == nil, nil
 	}, func() { s.Play(func(*serverstest.Conn) {}) }, func() { s.Play(fake.play) })
 }

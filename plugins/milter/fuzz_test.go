@@ -12,6 +12,7 @@ import (
 
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/envelope"
+	"github.com/postern-mta/postern/pipeline/filtertest"
 	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/reply"
 )
@@ -76,7 +77,7 @@ func FuzzReplies(f *testing.F) {
 			return
 		}
 		m := message.FromString("Received: x\nSubject: y\n\nbody\n")
-		tx := transaction("r@example.org", "s@example.org")
+		tx := filtertest.Transaction("r@example.org", "s@example.org")
 		v, err := i.Message(t.Context(), tx, m)
 		if err != nil {
 			if v.Body != nil || v.Edits != nil || strings.ContainsAny(err.Error(), "\r\n\x00") {

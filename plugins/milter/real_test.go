@@ -15,6 +15,7 @@ import (
 
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/envelope"
+	"github.com/postern-mta/postern/pipeline/filtertest"
 	"github.com/postern-mta/postern/pipeline/message"
 )
 
@@ -83,7 +84,7 @@ func converse(t *testing.T, f *Filter) {
 	t.Helper()
 	i := f.open(t)
 	defer i.Close()
-	s := transaction().Session
+	s := filtertest.Transaction().Session
 	if v, err := i.Connect(t.Context(), s); err != nil || v.Action != pipeline.Continue {
 		t.Fatal(v, err)
 	}
@@ -102,7 +103,7 @@ func converse(t *testing.T, f *Filter) {
 		{"body=20", "continue [] body 220000"},
 		{"hold=because", "quarantine []"},
 	} {
-		tx := transaction()
+		tx := filtertest.Transaction()
 		ctx := t.Context()
 		if v, err := i.Sender(ctx, tx); err != nil || v.Action != pipeline.Continue {
 			t.Fatal(v, err)
@@ -131,7 +132,7 @@ func converse(t *testing.T, f *Filter) {
 			t.Fatal(v, err)
 		}
 	}
-	v, err := i.Message(t.Context(), transaction(), message.FromString("Do: tell\n\nx\n"))
+	v, err := i.Message(t.Context(), filtertest.Transaction(), message.FromString("Do: tell\n\nx\n"))
 	if got := strings.Join(edits(v), "\n"); err != nil || !strings.Contains(got, "X-Told: helo mail.example.net") || !strings.Contains(got, "X-Told: body 3 fields 1") {
 		t.Errorf("%s, %v", got, err)
 	}
@@ -146,12 +147,12 @@ func TestLibmilterKilled(t *testing.T) {
 		if n == 20 {
 			kill()
 		}
-		if v, err := judge(f, "Do: add=X-A,b\n\nx\n", 10*time.Second); err != nil || len(v.Edits) != 1 {
+		if v, err := filtertest.Judge(f, "Do: add=X-A,b\n\nx\n", 10*time.Second); err != nil || len(v.Edits) != 1 {
 			t.Fatalf("message %d: %v, %v", n, v, err)
 		}
 	}
 	killSecond()
-	if v, err := judge(f, small, 5*time.Second); err == nil {
+	if v, err := filtertest.Judge(f, small, 5*time.Second); err == nil {
 		t.Error(v)
 	}
 }
@@ -175,7 +176,7 @@ func TestGoMilter(t *testing.T) {
 	go func() { done <- s.Serve(l) }()
 	f := newFilter(t, "", "tcp:"+l.Addr().String())
 	for range 3 {
-		if v := must(t, f, large); fmt.Sprint(edits(v)) != "[append X-Client: T1]" {
+		if v := filtertest.Must(t, f, large); fmt.Sprint(edits(v)) != "[append X-Client: T1]" {
 			t.Error(edits(v))
 		}
 	}

@@ -1,7 +1,6 @@
 package milter
 
 import (
-	"context"
 	"encoding/binary"
 	"io"
 	"log/slog"
@@ -9,15 +8,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	gomilter "github.com/emersion/go-milter"
 	"go.uber.org/goleak"
 
 	"github.com/postern-mta/postern/pipeline"
-	"github.com/postern-mta/postern/pipeline/envelope"
 	"github.com/postern-mta/postern/pipeline/filtertest"
-	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/servers/serverstest"
 )
 
@@ -161,17 +157,6 @@ func newFilter(t testing.TB, config string, addresses ...string) *Filter {
 	return f.(*Filter)
 }
 
-func transaction(to ...string) *pipeline.Transaction {
-	if len(to) == 0 {
-		to = []string{"r@example.org"}
-	}
-	tx := &pipeline.Transaction{ID: "T1", Session: filtertest.Stranger(), Envelope: envelope.To("a@example.net", to...)}
-	for i := range to {
-		tx.Active = append(tx.Active, i)
-	}
-	return tx
-}
-
 // open begins a session.
 func (f *Filter) open(t testing.TB) *instance {
 	t.Helper()
@@ -180,27 +165,6 @@ func (f *Filter) open(t testing.TB) *instance {
 		t.Fatal(err)
 	}
 	return i.(*instance)
-}
-
-// judge has a filter judge a message in a session of its own.
-func judge(f *Filter, text string, within time.Duration, to ...string) (pipeline.Verdict, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), within)
-	defer cancel()
-	i, err := f.Open(ctx, nil)
-	if err != nil {
-		return pipeline.Verdict{}, err
-	}
-	defer i.Close()
-	return i.(*instance).Message(ctx, transaction(to...), message.FromString(text))
-}
-
-func must(t testing.TB, f *Filter, text string, to ...string) pipeline.Verdict {
-	t.Helper()
-	v, err := judge(f, text, 20*time.Second, to...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return v
 }
 
 // edits are the edits of a verdict as a trace has them.

@@ -72,7 +72,7 @@ func TestNegotiation(t *testing.T) {
 			fake := newFake(nil)
 			fake.version, fake.flags = c.version, c.flags
 			f := newFilter(t, "", fake.start(t).Address)
-			must(t, f, small)
+			filtertest.Must(t, f, small)
 			got := settled(fake, c.want[len(c.want)-1])
 			if offer := "O" + string(offer()); len(got) == 0 || got[0] != strings.ReplaceAll(strings.TrimSuffix(offer, "\x00"), "\x00", "|") {
 				t.Fatalf("it was offered %q", got)
@@ -114,7 +114,7 @@ func TestBadTerms(t *testing.T) {
 		"nothing":           {"\x00\x00\x00\x00O", "a packet of 0 bytes"},
 	} {
 		fake := newFake(map[string]string{"O": c.answer})
-		if v, err := judge(newFilter(t, "", fake.start(t).Address), small, 10*time.Second); err == nil || !strings.Contains(err.Error(), c.says) {
+		if v, err := filtertest.Judge(newFilter(t, "", fake.start(t).Address), small, 10*time.Second); err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v, %v", name, v, err)
 		}
 	}
@@ -132,7 +132,7 @@ func TestMacros(t *testing.T) {
 	s.Ours = func(domain string) bool { return domain == "example.org" }
 	say := func() {
 		t.Helper()
-		tx := transaction("joe\x01@Example.org")
+		tx := filtertest.Transaction("joe\x01@Example.org")
 		tx.Session = s
 		i := f.open(t)
 		if _, err := i.Message(t.Context(), tx, message.FromString("Message-ID: <1@x>\n\nx\n")); err != nil {
@@ -191,7 +191,7 @@ func TestClient(t *testing.T) {
 func TestSession(t *testing.T) {
 	fake := newFake(map[string]string{"R<no@example.org>": packet('r', "")})
 	f := newFilter(t, "", fake.start(t).Address)
-	i, ctx, tx := f.open(t), t.Context(), transaction("r@example.org", "s@example.org")
+	i, ctx, tx := f.open(t), t.Context(), filtertest.Transaction("r@example.org", "s@example.org")
 	check := func(v pipeline.Verdict, err error, want pipeline.Action) {
 		t.Helper()
 		if err != nil || v.Action != want {
@@ -236,7 +236,7 @@ func TestSession(t *testing.T) {
 func TestSplit(t *testing.T) {
 	fake := newFake(nil)
 	f := newFilter(t, "", fake.start(t).Address)
-	i, ctx, tx := f.open(t), t.Context(), transaction("a@example.org", "b@example.org")
+	i, ctx, tx := f.open(t), t.Context(), filtertest.Transaction("a@example.org", "b@example.org")
 	for _, r := range tx.Envelope.Recipients {
 		if _, err := i.Recipient(ctx, tx, r); err != nil {
 			t.Fatal(err)
@@ -272,7 +272,7 @@ func TestReuse(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			f := newFilter(t, c.config, c.fake.start(t).Address)
 			for range 5 {
-				must(t, f, small)
+				filtertest.Must(t, f, small)
 			}
 			c.fake.mu.Lock()
 			defer c.fake.mu.Unlock()
@@ -290,7 +290,7 @@ func TestReplay(t *testing.T) {
 	one, two := first.start(t), second.start(t)
 	f := newFilter(t, "", one.Address, two.Address)
 	for n := range 2 {
-		i, ctx, tx := f.open(t), t.Context(), transaction("a@example.org", "b@example.org")
+		i, ctx, tx := f.open(t), t.Context(), filtertest.Transaction("a@example.org", "b@example.org")
 		if _, err := i.Sender(ctx, tx); err != nil {
 			t.Fatal(err)
 		}
@@ -317,7 +317,7 @@ func TestReplay(t *testing.T) {
 func TestDecided(t *testing.T) {
 	fake := newFake(map[string]string{"H": packet('r', "")})
 	f := newFilter(t, "", fake.start(t).Address)
-	i, ctx, tx := f.open(t), t.Context(), transaction()
+	i, ctx, tx := f.open(t), t.Context(), filtertest.Transaction()
 	if v, err := i.Helo(ctx, tx.Session); err != nil || v.Action != pipeline.Reject {
 		t.Fatal(v, err)
 	}
@@ -340,7 +340,7 @@ func TestSkip(t *testing.T) {
 	fake := newFake(map[string]string{"B": packet('s', "")})
 	fake.flags = gomilter.OptSkip
 	f := newFilter(t, "", fake.start(t).Address)
-	must(t, f, large)
+	filtertest.Must(t, f, large)
 	n := 0
 	for _, w := range settled(fake, "K") {
 		if strings.HasPrefix(w, "B") {
