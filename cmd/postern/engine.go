@@ -53,7 +53,7 @@ func wantsQueue(c *config.Config) bool { return queues(c) || mayHold(c) }
 // queues reports whether an entrance hands mail to our own queue.
 func queues(c *config.Config) bool {
 	for _, l := range c.Listen {
-		if l.Next == config.NextQueue {
+		if l.Next == config.NextQueue || leavesRest(l) {
 			return true
 		}
 	}

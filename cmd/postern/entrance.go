@@ -258,10 +258,14 @@ func (d *daemon) equipShim(c *config.Config, l *config.Listen, listener socket, 
 		Limits:      handoff.Limits{Recipients: c.Limits.Recipients, Size: c.Limits.Message, Head: int(c.Limits.Head), Fields: c.Limits.Fields},
 		MaxSessions: c.Limits.Sessions, Spool: d.spool, Ours: d.ours, Observe: d.meter.Observe, Report: reporter{d.current.Load, d.spool}.refused,
 	}
-	switch l.Next {
-	case config.NextDiscard:
+	switch {
+	case l.Next == config.NextDiscard:
 		o.Sink = discard{}
-	case config.NextQueue:
+	case l.Straight() != nil:
+		if o.Sink, err = d.newStraight(c, l); err != nil {
+			return err
+		}
+	case l.Next == config.NextQueue:
 		o.Sink, o.Received, o.Invokers = queueSink{d.engine.queue}, true, invokers()
 	default:
 		o.Next = l.Next

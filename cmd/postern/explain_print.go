@@ -105,7 +105,7 @@ func (x *explanation) handOn(l *config.Listen, m message.Message, o *pipeline.Ou
 		}
 		return
 	}
-	if o.Reply.Class != reply.Success || l.Next == config.NextDiscard {
+	if o.Reply.Class != reply.Success || !isProgram(l) {
 		return
 	}
 	if err := handoff.Fits(o.Outgoing); err != nil {

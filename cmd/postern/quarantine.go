@@ -80,14 +80,14 @@ func hasNext(c *config.Config) bool {
 }
 
 func isProgram(l *config.Listen) bool {
-	return !l.IsRemote() && l.Next != config.NextQueue && l.Next != config.NextDiscard
+	return !l.IsRemote() && l.Next != config.NextQueue && l.Next != config.NextDiscard && l.Straight() == nil
 }
 
 // mayHold reports whether a filter may hold mail of an entrance that hands it to
-// another program: every filter may.
+// another program, or server: every filter may.
 func mayHold(c *config.Config) bool {
 	for _, l := range c.Listen {
-		if isProgram(l) && len(c.Chain[l.Chain])+len(c.Chain[l.Local]) > 0 {
+		if (isProgram(l) || l.Straight() != nil) && len(c.Chain[l.Chain])+len(c.Chain[l.Local]) > 0 {
 			return true
 		}
 	}

@@ -24,7 +24,7 @@ func warnStranded(c *config.Config, log *slog.Logger) {
 	}
 	for _, dir := range dirs {
 		l := c.Listen[dir.Name()]
-		if l != nil && l.Next != config.NextQueue && l.Next != config.NextDiscard {
+		if l != nil && isProgram(l) {
 			continue
 		}
 		waiting := 0

@@ -94,7 +94,7 @@ func (l *loader) checkListen(listen *Listen, path string) {
 	l.checkNext(path, listen)
 	if !l.written(path + ".lines") {
 		listen.Lines = message.Keep
-		if listen.Next == NextQueue {
+		if listen.Next == NextQueue || listen.Straight() != nil {
 			listen.Lines = message.Repair
 		}
 	}
@@ -136,6 +136,9 @@ func (l *loader) checkSlow(path string, listen *Listen) {
 	deadline := max(l.chainOptions(listen.Chain).Deadline, l.chainOptions(listen.Local).Deadline)
 	if !l.written(path + ".slow") {
 		listen.Slow = deadline + slack
+		if listen.Straight() != nil {
+			listen.Slow = min(deadline+deliverySlack, wire.TotalWait*time.Millisecond)
+		}
 	}
 	if l.bad[path+".slow"] || l.bad["chain_options"] {
 		return
@@ -174,6 +177,8 @@ func (l *loader) checkNext(path string, listen *Listen) {
 		l.warn(at, "%s = %q: mail is answered with success and thrown away", key, NextDiscard)
 	case listen.Next == NextDeliver:
 		l.add(at, `%s = %q is for qmail-remote; what comes in goes to a path, %s or %s`, key, NextDeliver, NextQueue, NextDiscard)
+	case isStraight(listen.Next):
+		l.straightNext(listen, key)
 	default:
 		l.nextProgram(listen, key, NextQueue, NextDiscard)
 	}

@@ -185,7 +185,8 @@ func (n *session) submit(ctx context.Context, all []pipeline.Outgoing) (reply.Re
 		}
 		return reply.Of(err), err
 	}
-	n.rec.taken = r.Class == reply.Success
-	n.rec.stored = len(all)
+	if n.rec.taken = r.Class == reply.Success; n.rec.taken {
+		n.rec.stored = len(all)
+	}
 	return r, nil
 }
