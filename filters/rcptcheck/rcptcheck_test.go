@@ -113,36 +113,18 @@ func TestConfiguration(t *testing.T) {
 	}
 }
 
-// logged keeps what was logged.
-type logged struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logged) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logged) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // rig is a filter with a clock and a log.
 type rig struct {
 	*Filter
 	t     testing.TB
-	log   *logged
+	log   *filtertest.Log
 	mu    sync.Mutex
 	clock time.Time
 }
 
 func newRig(t testing.TB, o Options) *rig {
 	t.Helper()
-	r := &rig{t: t, log: new(logged), clock: time.Date(2026, 11, 2, 10, 0, 0, 0, time.UTC)}
+	r := &rig{t: t, log: new(filtertest.Log), clock: time.Date(2026, 11, 2, 10, 0, 0, 0, time.UTC)}
 	env := filtertest.Env(t)
 	env.Now, env.Log = r.now, slog.New(slog.NewTextHandler(r.log, nil))
 	f, err := New(env, o)

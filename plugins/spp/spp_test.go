@@ -1,7 +1,6 @@
 package spp
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -128,24 +126,6 @@ func TestConfiguration(t *testing.T) {
 	}
 }
 
-// logged keeps what was logged.
-type logged struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logged) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logged) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 func write(t testing.TB, name, text string, mode os.FileMode) string {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
@@ -177,7 +157,7 @@ func sample(t testing.TB, name string) string {
 // rig is a filter in a chain, and a client that talks to it.
 type rig struct {
 	t       testing.TB
-	log     *logged
+	log     *filtertest.Log
 	env     pipeline.Env
 	chain   *pipeline.Chain
 	judge   *pipeline.Judge
@@ -188,7 +168,7 @@ type rig struct {
 // newRig makes a chain of the filter, and others behind it.
 func newRig(t testing.TB, o Options, behind ...pipeline.Filter) *rig {
 	t.Helper()
-	r := &rig{t: t, log: new(logged), env: filtertest.Env(t)}
+	r := &rig{t: t, log: new(filtertest.Log), env: filtertest.Env(t)}
 	r.env.Log = slog.New(slog.NewTextHandler(r.log, nil))
 	r.env.Now = time.Now
 	f, err := New(r.env, o)
