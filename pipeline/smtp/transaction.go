@@ -316,8 +316,9 @@ func (t *transaction) answers(first, last int) error {
 	return nil
 }
 
-// send sends the message and its final dot, or the message as a chunk.
-func (t *transaction) send() error {
+// write sends the message and its final dot, or the message as a chunk. Its
+// buffers are free for others while the server thinks about its answer.
+func (t *transaction) write() error {
 	c := t.c
 	b := c.o.Buffers.get(wire{c})
 	defer c.o.Buffers.put(b)
@@ -340,6 +341,15 @@ func (t *transaction) send() error {
 		failed := c.late(Body, err)
 		failed.Perhaps = b.w.Buffered() == 0 && failed.Reply.Code == 0
 		return failed
+	}
+	return nil
+}
+
+// send sends the message and hears what the server says to it.
+func (t *transaction) send() error {
+	c := t.c
+	if err := t.write(); err != nil {
+		return err
 	}
 	if c.o.LMTP {
 		return t.finals()
