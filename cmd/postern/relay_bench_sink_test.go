@@ -47,12 +47,9 @@ func parcelOf(n int) parcel {
 	return parcel{head: head, body: b.String(), sum: sha256.Sum256([]byte(b.String()))}
 }
 
-// crowdOfDomains is how many domains there are at most; each has an address of
-// the loopback network for itself.
-const crowdOfDomains = 10_000
-
 func domainOf(n int) string { return "d" + strconv.Itoa(n) + ".example" }
 
+// addressOf is the address of a domain's server, on the loopback network.
 func addressOf(n int) string { return fmt.Sprintf("127.1.%d.%d", n/250, n%250+1) }
 
 // reception is what a sink has seen since it was last asked to begin anew.
@@ -154,13 +151,6 @@ func (s *relaySink) wait(patience time.Duration) (reception, error) {
 		}
 		had = now
 	}
-}
-
-// count is how many messages are there, and how many connections.
-func (s *relaySink) count() (taken, open int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.got.taken, s.total
 }
 
 func (s *relaySink) opened(a netip.Addr, by int) {
