@@ -184,9 +184,18 @@ func (t *talk) askPacket(c *command, packet []byte) (answer, error) {
 // errUnasked means that a milter said more than it was asked for.
 var errUnasked = errors.New("it says more than it was asked")
 
+// early reports whether the milter has said what nobody asked for. It is looked
+// for before each command that begins something, and before the answer that
+// counts most: what came late for the message before must not be taken for the
+// next one's.
+func (t *talk) early(c *command) bool {
+	begins := c == &cmdConnect || c == &cmdHelo || c == &cmdMail || c == &cmdData || c == &cmdEOM
+	return t.r.Buffered() > 0 || begins && (&servers.Conn{Conn: t.conn}).Early()
+}
+
 // tell sends a command.
 func (t *talk) tell(c *command, pieces ...[]byte) error {
-	if t.r.Buffered() > 0 {
+	if t.early(c) {
 		return fmt.Errorf("%s: %w", c.name, errUnasked)
 	}
 	if err := t.send(c.code, pieces...); err != nil {
@@ -293,9 +302,6 @@ const (
 // end tells the milter that the message has ended, and reads what it changes.
 // The caller holds the result's body.
 func (t *talk) end(macros []byte, l limits) (r result, err error) {
-	if (&servers.Conn{Conn: t.conn}).Early() {
-		return result{}, fmt.Errorf("%s: %w", cmdEOM.name, errUnasked)
-	}
 	if err := t.tellMacros(&cmdEOM, macros); err != nil {
 		return result{}, err
 	}
