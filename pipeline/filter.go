@@ -55,6 +55,17 @@ type Env struct {
 	// Programs starts programs that are not ours; nil if nothing may be started,
 	// as where a configuration is only looked at.
 	Programs Programs
+	// Callouts asks other servers about recipients; nil if nobody may be asked, as
+	// where a configuration is only looked at, or a message explained.
+	Callouts Callouts
+}
+
+// Callouts asks the server that mail for a domain goes to, by route or MX, whether
+// it would take mail from nobody for some recipients, whom it tells nothing else. The
+// answers are in their order; any error means that they are not known. It is safe
+// for concurrent use.
+type Callouts interface {
+	Ask(ctx context.Context, domain string, recipients ...string) ([]reply.Reply, error)
 }
 
 // Workers does a job in a process of its own, as worker.Pool does, and returns

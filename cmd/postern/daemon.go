@@ -128,7 +128,7 @@ func (d *daemon) open(first *config.Config) (err error) {
 
 // env is what filters may use.
 func (d *daemon) env() pipeline.Env {
-	return pipeline.Env{Log: d.log, Now: time.Now, Resolver: d.resolver, Spool: d.spool, Secret: derive(d.state.secret), Workers: d.workers, Programs: d.programs}
+	return pipeline.Env{Log: d.log, Now: time.Now, Resolver: d.resolver, Spool: d.spool, Secret: derive(d.state.secret), Workers: d.workers, Programs: d.programs, Callouts: &callouts{d: d}}
 }
 
 // use puts a configuration into force: chains first, then entrances. If it

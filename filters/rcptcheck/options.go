@@ -43,7 +43,7 @@ func (o *Options) check() (wrong []error) {
 	}
 	switch {
 	case len(o.Checks) == 0:
-		wrong = append(wrong, errors.New("there is no check: add a table named check with list, file, cdb, program or recipients"))
+		wrong = append(wrong, errors.New("there is no check: add a table named check with list, file, cdb, program, recipients or callout"))
 	case len(o.Checks) > maxChecks:
 		bad(fmt.Sprintf("check[%d]", maxChecks), "more than %d checks", maxChecks)
 		return wrong
@@ -63,21 +63,21 @@ func (c *Check) check() (wrong []keyError) {
 		wrong = append(wrong, keyError{key, fmt.Errorf(format, args...)})
 	}
 	set := 0
-	for _, is := range []bool{c.List != nil, c.File != "", c.CDB != "", c.Program != "", c.Recipients != ""} {
+	for _, is := range []bool{c.List != nil, c.File != "", c.CDB != "", c.Program != "", c.Recipients != "", c.Callout} {
 		if is {
 			set++
 		}
 	}
 	if set != 1 {
-		bad("", "it has %d of list, file, cdb, program and recipients: write one", set)
+		bad("", "it has %d of list, file, cdb, program, recipients and callout: write one", set)
 	}
 	for key, path := range map[string]string{".file": c.File, ".cdb": c.CDB, ".program": c.Program, ".recipients": c.Recipients} {
 		if path != "" && !filepath.IsAbs(path) {
 			bad(key, "%q is no absolute path", reply.Clean(path, 200))
 		}
 	}
-	if c.Program == "" && (len(c.Args) > 0 || c.Each) || c.Program+c.Recipients == "" && (c.Wait != 0 || c.User != "") {
-		bad("", "args, each, user and wait are about a program, and there is none")
+	if c.Program == "" && (len(c.Args) > 0 || c.Each) || c.Program+c.Recipients == "" && (c.Wait != 0 && !c.Callout || c.User != "") {
+		bad("", "args, each, user and wait are about a program, and there is none; wait may stand with callout")
 	}
 	if c.Wait < 0 || c.Wait > 5*time.Minute {
 		bad(".wait", "%v: write at most 5m", c.Wait)

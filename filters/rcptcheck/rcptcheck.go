@@ -89,6 +89,22 @@
 // What programs say is kept for "valid_for" and "invalid_for", for the same
 // program with the same arguments, unless the check has each = true, for a program that judges by more than the recipient.
 //
+// # Callouts
+//
+// A check with callout = true asks the server that the recipient's mail would go to,
+// by route or MX: MAIL FROM:<> and RCPT TO, and no message. Its yes is kept for a
+// day, its no for an hour. A domain's server is asked first for an address that
+// cannot be there; if it takes that it takes everybody, and for a day the check is
+// not asked about this domain. A no must be about the recipient: one about who asks
+// (5.7), 4xx, a refusal of MAIL, and a server that cannot be reached are errors.
+// "wait" bounds each, and "programs" how many go on at a time. For domains whose mail
+// is delivered here, or goes by QMTP or QMQP, it is an error: name others in
+// "domains". postern explain asks nobody.
+//
+//	[[filter.rcptcheck.check]]
+//	callout = true
+//	domains = ["inner.example.org"]
+//
 // # Harvesters
 //
 // Our SMTP server answers a client slowly that has been refused a few times
@@ -140,7 +156,7 @@ type Options struct {
 	MaxFile int64 `toml:"max_file" doc:"how large a file may become that a program writes to, its own logs among them" unit:"bytes" min:"1"`
 }
 
-// Check is one place to look recipients up. One of its first five fields is set.
+// Check is one place to look recipients up. One of its first six fields is set.
 type Check struct {
 	List    []string `toml:"list" doc:"recipients: addresses, @domain, you-@domain, you-default@domain"`
 	File    string   `toml:"file" doc:"a file of recipients, an entry a line, like control/validrcptto"`
@@ -148,6 +164,7 @@ type Check struct {
 	Program string   `toml:"program" doc:"a program as for RCPTCHECK"`
 	// Recipients may name programs, too.
 	Recipients string   `toml:"recipients" doc:"a file like control/recipients of s/qmail, which names databases and programs by domain"`
+	Callout    bool     `toml:"callout" doc:"ask the server that the recipient's mail goes to, by route or MX"`
 	Args       []string `toml:"args" doc:"the program's arguments"`
 	Domains    []string `toml:"domains" doc:"the domains about whose recipients this check is asked; one with a dot in front means all below" unset:"all of ours"`
 	Each       bool     `toml:"each" doc:"ask the program for each recipient of each message: do not keep its answers"`
@@ -266,7 +283,12 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 	r := &runner{log: f.log, places: make(chan struct{}, orElse(o.Programs, defaultPrograms)), programs: env.Programs, maxFile: orElse(o.MaxFile, defaultMaxFile)}
 	kept := &cache{now: now, size: orElse(o.CacheSize, defaultCacheSize), yes: o.ValidFor, no: o.InvalidFor}
 	for _, c := range o.Checks {
-		made := check{source: c.source(f.log, now, r, kept)}
+		made := check{}
+		if c.Callout {
+			made.source = newCallout(env, c.Wait, o.Programs)
+		} else {
+			made.source = c.source(f.log, now, r, kept)
+		}
 		if len(c.Domains) > 0 {
 			made.domains = rules.NewDomainList(c.Domains)
 		}
