@@ -6,7 +6,10 @@
 // pipeline.Kind of a plugin by starting it and asking what it is; a filter of
 // that kind is told to the plugin by a handle. A plugin that is asked for again
 // with the same settings and the same program is the one that runs; a changed
-// one runs beside it until the last filter of the old one is closed.
+// one runs beside it until the last filter of the old one is closed. One that is
+// down when it is asked for again is tried at once; if it cannot be asked, a filter
+// keeps the options that the plugin has taken before, and other options are an
+// error.
 //
 // Promises: a plugin that dies, hangs, is stopped, floods its output, answers
 // too much or what is not true makes its call an error, and never more than

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net"
@@ -10,6 +11,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/postern-mta/postern/pipeline"
+	"github.com/postern-mta/postern/plugins/wire"
 )
 
 // TestOffers has a plugin offer connections by go-plugin's broker, which would
@@ -110,6 +114,53 @@ func TestSweepStuck(t *testing.T) {
 	for name, there := range map[string]bool{"p/b/1": false, "p/s/kept": true} {
 		if _, err := os.Stat(filepath.Join(dir, name)); (err == nil) != there {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestUsedUpBusy replaces a process that has used its processor time while a call
+// hangs in it: others do not wait for that.
+func TestUsedUpBusy(t *testing.T) {
+	r := newRig(t)
+	s := r.settings()
+	s.CPU = 2 * time.Second
+	burn, f, hang := r.filter(t, s, do("burn")), r.filter(t, s, do("tag")), r.filter(t, s, do("hang"))
+	m := r.read(t, 10)
+	ctx, cancel := context.WithCancel(context.Background())
+	var hanging sync.WaitGroup
+	hanging.Go(func() {
+		if _, err := hang.(*filter).withMessage(ctx, &wire.JudgeRequest{}, &question{stage: pipeline.AtMessage}, m); err == nil {
+			t.Error("what hangs has answered")
+		}
+	})
+	defer hanging.Wait()
+	defer cancel()
+	if _, err := r.ask(t, burn, m, 30*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	old := f.(*filter).v.pool.all()[0]
+	old.doubt()
+	soon(t, "the old one gets no calls", func() bool {
+		all := f.(*filter).v.pool.all()
+		return len(all) == 0 || all[0] != old
+	})
+	if _, err := r.ask(t, f, m, 30*time.Second); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestBodiesTogether has an answer with more new bodies than one may be long.
+func TestBodiesTogether(t *testing.T) {
+	r := newRig(t)
+	f := r.filter(t, r.settings(), do("tag")).(*filter)
+	half := bytes.Repeat([]byte("x"), maxBody/2)
+	parts := []part{{body: true, inline: half}, {body: true, inline: half}}
+	if _, err := f.verdict(context.Background(), parts); err == nil || !strings.Contains(err.Error(), "together") {
+		t.Errorf("bodies of %d bytes, and a newline each: %v", 2*len(half), err)
+	}
+	for _, p := range parts {
+		if p.verdict.Body != nil {
+			t.Error("a body is held")
 		}
 	}
 }

@@ -32,6 +32,9 @@ const (
 	// idleTime is after how long without calls a connection is given up: one that
 	// has lost its process must not be tried for ever.
 	idleTime = time.Minute
+	// maxTrailer bounds what comes around an answer, as the text of an error, in
+	// bytes.
+	maxTrailer = 64 << 10
 )
 
 // process is one process of a plugin, and the connection to it.
@@ -116,7 +119,7 @@ func (p *process) clientConfig(temporary string) *plugin.ClientConfig {
 		SyncStdout:       r.out, SyncStderr: r.err, Logger: hclog.NewNullLogger(),
 		GRPCDialOptions: []grpc.DialOption{
 			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(wire.MaxReply)), grpc.WithIdleTimeout(idleTime),
-			grpc.WithContextDialer(r.dial), grpc.WithStreamInterceptor(withoutBroker),
+			grpc.WithMaxHeaderListSize(maxTrailer), grpc.WithContextDialer(r.dial), grpc.WithStreamInterceptor(withoutBroker),
 		},
 	}
 }

@@ -67,15 +67,15 @@ func (r *runner) Start(context.Context) (err error) {
 		return err
 	}
 	if err := makeSockets(r.sockets); err != nil {
-		return errors.Join(err, r.binary.Close())
+		return errors.Join(err, r.undo())
 	}
 	outR, outW, err := os.Pipe()
 	if err != nil {
-		return errors.Join(err, r.binary.Close())
+		return errors.Join(err, r.undo())
 	}
 	errR, errW, err := os.Pipe()
 	if err != nil {
-		return errors.Join(err, outR.Close(), outW.Close(), r.binary.Close())
+		return errors.Join(err, outR.Close(), outW.Close(), r.undo())
 	}
 	started, err := r.programs.Start(r.spec(outW, errW))
 	outW.Close()
@@ -83,7 +83,7 @@ func (r *runner) Start(context.Context) (err error) {
 	if err != nil {
 		outR.Close()
 		errR.Close()
-		return errors.Join(r.reword(err), r.binary.Close(), os.RemoveAll(r.sockets))
+		return errors.Join(r.reword(err), r.undo())
 	}
 	if r.process.Store(started); r.aborted.Load() {
 		r.killed.Store(true)
@@ -104,6 +104,9 @@ func (r *runner) Start(context.Context) (err error) {
 	}()
 	return nil
 }
+
+// undo gives up what a program that is not started would have had.
+func (r *runner) undo() error { return errors.Join(r.binary.Close(), os.RemoveAll(r.sockets)) }
 
 // makeSockets makes the directory of a process's sockets, which is ours so that
 // we can remove whatever the process leaves in it. Those who may not enter the

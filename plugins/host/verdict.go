@@ -3,6 +3,7 @@ package host
 import (
 	"bytes"
 	"context"
+	"fmt"
 
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/plugins/wire"
@@ -11,6 +12,7 @@ import (
 // verdict makes one verdict of the parts of an answer, with their bodies. On an
 // error there is none, and no body is held.
 func (f *filter) verdict(ctx context.Context, parts []part) (v pipeline.Verdict, err error) {
+	total := int64(0)
 	for i := range parts {
 		p := &parts[i]
 		if p.body {
@@ -18,6 +20,11 @@ func (f *filter) verdict(ctx context.Context, parts []part) (v pipeline.Verdict,
 				p.verdict.Body, err = readBody(ctx, bytes.NewReader(p.inline), f.spool)
 			} else {
 				p.verdict.Body, err = f.v.shelf.take(ctx, p.path, f.spool)
+			}
+			if err == nil {
+				if total += p.verdict.Body.Size(); total > maxBody {
+					err = fmt.Errorf("new bodies of more than %d bytes together", maxBody)
+				}
 			}
 			if err != nil {
 				releaseParts(parts)

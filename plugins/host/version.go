@@ -283,8 +283,10 @@ func (v *version) look(p *process) error {
 		err = fmt.Errorf("it has not answered %d calls in a row", p.late.Load())
 	case err == nil && p.used > 0 && processorTime(p.pid) > p.used:
 		v.pool.remove(p)
-		v.drain(p)
-		p.stop()
+		v.supervisors.Go(func() { // the calls that it still has must not keep others waiting
+			v.drain(p)
+			p.stop()
+		})
 		return errUsedUp
 	case err == nil:
 		return nil
@@ -310,6 +312,8 @@ func (v *version) drain(p *process) {
 		case <-over.C:
 			return
 		case <-p.gone():
+			return
+		case <-v.stopping:
 			return
 		}
 	}
