@@ -344,10 +344,15 @@ func (l *limits) Change(ctx context.Context, what string, s api.SiteChange) (api
 	case "resume":
 		done.Changed = l.gate.Resume(now, k)
 	case "forget":
-		if k.Level != limit.Site {
-			return done, errors.New("only a domain or a site can be forgotten: nothing is found out about anything else")
+		silent := l.forgetSilent(ctx, k, s)
+		switch k.Level {
+		case limit.Site:
+			done.Changed = l.gate.Forget(k.Name)+silent > 0
+		case limit.Address:
+			done.Changed = silent > 0
+		default:
+			return done, errors.New("only a domain or a site can be forgotten, and an address: nothing is found out about anything else")
 		}
-		done.Changed = l.gate.Forget(k.Name) > 0
 	}
 	if what != "suspend" {
 		l.wakeThose(func(p *limit.Path) bool { return counts(p, k) })

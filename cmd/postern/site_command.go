@@ -138,7 +138,8 @@ would; mail waits in the queue, and no attempt is counted.`},
 	{name: "resume", short: "Take back a limit or a suspension, also those that answers brought", long: `Take back what postern site limit or suspend did and, for a domain or site, the suspensions
 that its servers' answers brought.`},
 	{name: "forget", short: "Forget what was found out about a site", long: `Forget what was found out about a site, as far as no connection is open: its limits begin
-anew.`},
+anew, and servers of it that did not answer are not passed over any more. Of an address only
+the latter is known.`},
 }
 
 const changeSiteHelp = `
