@@ -94,10 +94,10 @@ func newPost(t testing.TB) *post {
 	chain := p.signing(t)
 	exit, err := smtp.New(smtp.Options{
 		Resolver: noNames{}, Hello: "mx.example.org",
-		Routes: func(domain string) (string, uint16, bool) {
+		Routes: func(domain string) []smtp.Hop {
 			name, _, _ := strings.Cut(domain, ".")
 			at := p.servers[int(name[len(name)-1]-'0')%len(p.servers)].AddrPort()
-			return at.Addr().String(), at.Port(), true
+			return []smtp.Hop{{Host: at.Addr().String(), Port: at.Port()}}
 		},
 	})
 	if err != nil {
