@@ -164,3 +164,34 @@ func TestBodiesTogether(t *testing.T) {
 		}
 	}
 }
+
+// TestConfiguredOnce asks a process that does not know a filter yet from several
+// sides at once, and one whose answer to its options comes too late for the call:
+// no other call fails of that.
+func TestConfiguredOnce(t *testing.T) {
+	r := newRig(t)
+	f := r.filter(t, r.settings(), do("tag", "slow=150ms")).(*filter)
+	m := r.read(t, 10)
+	anew := func() {
+		old := f.v.pool.all()[0]
+		old.runner.process.Load().Kill()
+		soon(t, "another process", func() bool { all := f.v.pool.all(); return len(all) == 1 && all[0] != old })
+	}
+	anew()
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			if _, err := r.ask(t, f, m, 20*time.Second); err != nil {
+				t.Errorf("one of several at once: %v", err)
+			}
+		})
+	}
+	all.Wait()
+	anew()
+	if _, err := r.ask(t, f, m, 200*time.Millisecond); err == nil {
+		t.Error("a call of 200 ms has waited for 300 ms")
+	}
+	if _, err := r.ask(t, f, m, 20*time.Second); err != nil {
+		t.Errorf("after one whose time was over: %v", err)
+	}
+}

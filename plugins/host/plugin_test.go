@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -192,6 +193,7 @@ type player struct {
 	declared *wire.Declaration
 	broker   *plugin.GRPCBroker
 	calls    atomic.Int64
+	used     sync.Map // handles
 	filters  [1 << 16]options
 }
 
@@ -200,6 +202,18 @@ type options struct {
 	With []string `json:"with"`
 	Size int64    `json:"size"`
 	dir  string
+}
+
+// slow is how long a filter with a "slow" in its option "with" takes to be
+// configured, twice.
+func (o *options) slow() time.Duration {
+	for _, w := range o.With {
+		if d, ok := strings.CutPrefix(w, "slow="); ok {
+			n, _ := time.ParseDuration(d)
+			return n
+		}
+	}
+	return 0
 }
 
 func (p *player) Declare(context.Context, *wire.DeclareRequest) (*wire.Declaration, error) {
@@ -214,7 +228,12 @@ func (p *player) Configure(_ context.Context, r *wire.ConfigureRequest) (*wire.C
 	if o.Do == "wrong" {
 		return &wire.ConfigureReply{Problems: []*wire.Problem{{Option: "do", Text: "wrong is\x1b wrong"}, {Text: "and all of it"}}}, nil
 	}
+	time.Sleep(o.slow())
+	if _, used := p.used.LoadOrStore(r.GetHandle(), true); used { // as the SDK answers
+		return nil, status.Error(codes.AlreadyExists, "the handle is in use")
+	}
 	p.filters[r.GetHandle()%uint64(len(p.filters))] = o
+	time.Sleep(o.slow())
 	return &wire.ConfigureReply{}, nil
 }
 

@@ -57,8 +57,16 @@ type process struct {
 	// used is the processor time that it may use before it is replaced, 0 for all.
 	used time.Duration
 
-	mu    sync.Mutex
-	knows map[uint64]bool // handles
+	mu   sync.Mutex
+	told map[uint64]*telling // by handle
+}
+
+// telling is what a process was told of a filter, or is being told.
+type telling struct {
+	done chan struct{} // closed behind the answer
+	// reply and err are the answer.
+	reply *wire.ConfigureReply
+	err   error
 }
 
 // peer is a plugin as go-plugin dispenses it.
@@ -87,7 +95,7 @@ func withoutBroker(ctx context.Context, d *grpc.StreamDesc, c *grpc.ClientConn, 
 
 // launch starts a process, and waits until it is well.
 func launch(ctx context.Context, r *runner, temporary string) (*process, error) {
-	p := &process{log: r.log, runner: r, suspect: make(chan struct{}, 1), knows: map[uint64]bool{}, used: r.settings.CPU * 8 / 10}
+	p := &process{log: r.log, runner: r, suspect: make(chan struct{}, 1), told: map[uint64]*telling{}, used: r.settings.CPU * 8 / 10}
 	p.client = plugin.NewClient(p.clientConfig(temporary))
 	ctx, cancel := context.WithTimeout(ctx, r.settings.Timeout)
 	defer cancel()
@@ -270,35 +278,59 @@ func (p *process) doubt() {
 	}
 }
 
-// configure tells the process of a filter, unless it knows it.
+// configure tells the process of a filter, unless it knows it: once, however many
+// calls want that, and not for the time of one of them only.
 func (p *process) configure(ctx context.Context, c *wire.ConfigureRequest) (*wire.ConfigureReply, error) {
 	p.mu.Lock()
-	known := p.knows[c.GetHandle()]
+	t := p.told[c.GetHandle()]
+	if t == nil {
+		t = &telling{done: make(chan struct{})}
+		p.told[c.GetHandle()] = t
+		go p.tell(c, t)
+	}
 	p.mu.Unlock()
-	if known {
-		return nil, nil
+	select {
+	case <-t.done:
+		return t.reply, t.err
+	case <-ctx.Done():
+		return nil, p.failed(ctx, ctx.Err())
 	}
-	r, err := p.rpc.Configure(ctx, c)
-	if err != nil {
-		return nil, p.failed(ctx, err)
+}
+
+// tell tells the process of a filter. A process that has a filter of that handle
+// has this one: a handle is never used again, and its answer was lost.
+func (p *process) tell(c *wire.ConfigureRequest, t *telling) {
+	ctx, cancel := context.WithTimeout(context.Background(), p.runner.settings.Timeout)
+	defer cancel()
+	defer close(t.done)
+	t.reply, t.err = p.rpc.Configure(ctx, c)
+	if status.Code(t.err) == codes.AlreadyExists {
+		t.err = nil
 	}
-	if len(r.GetProblems()) == 0 {
+	if t.err != nil {
+		t.err = p.failed(ctx, t.err)
+	}
+	if t.err != nil || len(t.reply.GetProblems()) > 0 {
 		p.mu.Lock()
-		p.knows[c.GetHandle()] = true
-		p.mu.Unlock()
+		defer p.mu.Unlock()
+		delete(p.told, c.GetHandle())
 	}
-	return r, nil
 }
 
 // forget tells it that a handle is not used any more.
 func (p *process) forget(ctx context.Context, handle uint64) {
 	p.mu.Lock()
-	known := p.knows[handle]
-	delete(p.knows, handle)
+	t := p.told[handle]
+	delete(p.told, handle)
 	p.mu.Unlock()
-	if known {
-		p.rpc.Forget(ctx, &wire.ForgetRequest{Handle: handle}) //nolint:errcheck // it costs the plugin a little memory
+	if t == nil {
+		return
 	}
+	select {
+	case <-t.done:
+	case <-ctx.Done():
+	}
+	p.rpc.Forget(ctx, &wire.ForgetRequest{Handle: handle}) //nolint:errcheck // it costs the plugin a little memory
 }
 
 // failed is the error of a call, in words.
