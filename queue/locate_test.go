@@ -56,7 +56,7 @@ func TestDomainsOfOneSiteShareItsLimit(t *testing.T) {
 		if n := f.most["mx.shared.example"]; n != 3 {
 			t.Errorf("%d deliveries at once to a site with 3", n)
 		}
-		if n := len(r.exit.all); n != 50 {
+		if n := r.exit.deliveries(); n != 50 {
 			t.Errorf("%d of 50 delivered", n)
 		}
 	})
@@ -90,7 +90,7 @@ func TestMailMovesWithItsSite(t *testing.T) {
 		site.Store("new.example")
 		time.Sleep(410 * time.Second)
 		synctest.Wait()
-		if n := len(r.exit.all); n != 10 {
+		if n := r.exit.deliveries(); n != 10 {
 			t.Errorf("%d deliveries, want ten", n)
 		}
 	})
@@ -105,6 +105,13 @@ func (r *rig) sites() map[string]int {
 		all[i.Name] = i.Queued + i.InFlight
 	}
 	return all
+}
+
+// deliveries is how many there were.
+func (x *exit) deliveries() int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return len(x.all)
 }
 
 // leave counts what was released.
@@ -141,8 +148,8 @@ func TestWhoIsNotAdmittedWaits(t *testing.T) {
 		r.submit("s@here.example", "r@called.example")
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
-		if n := asked.Load(); n != 2 || len(r.exit.all) != 0 {
-			t.Fatalf("asked %d times, %d delivered", n, len(r.exit.all))
+		if n := asked.Load(); n != 2 || r.exit.deliveries() != 0 {
+			t.Fatalf("asked %d times, %d delivered", n, r.exit.deliveries())
 		}
 		open.Store(true)
 		r.Admissible("mx.called.example")
@@ -153,7 +160,7 @@ func TestWhoIsNotAdmittedWaits(t *testing.T) {
 		time.Sleep(3 * time.Second)
 		synctest.Wait()
 		if len(r.exit.to("r@timed.example")) != 1 || released.Load() != 2 {
-			t.Fatalf("after its time: %d delivered, %d released", len(r.exit.all), released.Load())
+			t.Fatalf("after its time: %d delivered, %d released", r.exit.deliveries(), released.Load())
 		}
 	})
 }
@@ -180,12 +187,12 @@ func TestWhatWasNotTriedIsNoAttempt(t *testing.T) {
 		r.submit("s@here.example", "r@there.example")
 		time.Sleep(putBackPause + 19*time.Second)
 		synctest.Wait()
-		if n := len(r.exit.all); n != 2 {
+		if n := r.exit.deliveries(); n != 2 {
 			t.Fatalf("asked %d times before the time", n)
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if n := len(r.exit.all); n != 3 {
+		if n := r.exit.deliveries(); n != 3 {
 			t.Errorf("asked %d times", n)
 		}
 		r.empty()
@@ -209,8 +216,8 @@ func TestNobodyIsForgotten(t *testing.T) {
 		r.submit("s@here.example", "r@there.example")
 		time.Sleep(3 * noEnd)
 		synctest.Wait()
-		if len(r.exit.all) != 1 {
-			t.Errorf("%d delivered after %d questions", len(r.exit.all), asked.Load())
+		if r.exit.deliveries() != 1 {
+			t.Errorf("%d delivered after %d questions", r.exit.deliveries(), asked.Load())
 		}
 	})
 }
@@ -252,8 +259,8 @@ func TestDNSThatNeverSaysTheSame(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()
-		if len(r.exit.all) != 20 {
-			t.Errorf("%d of 20 delivered after %d looks", len(r.exit.all), n.Load())
+		if r.exit.deliveries() != 20 {
+			t.Errorf("%d of 20 delivered after %d looks", r.exit.deliveries(), n.Load())
 		}
 		if strings.Contains(r.log.String(), "fault in Postern") {
 			t.Error(r.log.String())
