@@ -26,13 +26,16 @@ type child struct {
 	mu       sync.Mutex
 	last     uint64
 	life     uint64              // how often a keeper has started it again
-	programs map[uint64]*Process // those that have not ended
+	programs map[uint64]*Process // those that have not ended; nil once it is buried
 }
 
-// add enters a program.
+// add enters a program. There is none for a process that has been buried.
 func (c *child) add() *Process {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.programs == nil {
+		return nil
+	}
 	c.last++
 	p := &Process{child: c, id: c.life<<lifeShift | c.last, begun: make(chan struct{}), done: make(chan struct{})}
 	c.programs[p.id] = p

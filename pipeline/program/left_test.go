@@ -198,6 +198,38 @@ func TestStarterDies(t *testing.T) {
 	}
 }
 
+// Who asks while it is being buried gets the next one.
+func TestStarterIsBuried(t *testing.T) {
+	died, buried := make(chan error), make(chan struct{})
+	s := newStarter(t, Options{Died: func(err error) {
+		died <- err
+		<-buried
+	}})
+	if err := s.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	dead := s.child
+	if err := unix.Kill(dead.process.Pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	<-died
+	started := make(chan error)
+	go func() {
+		p, err := s.Start(Spec{Path: "/bin/true"})
+		if err == nil {
+			_, err = p.Wait(within(t))
+		}
+		started <- err
+	}()
+	if p := dead.add(); p != nil {
+		t.Error("it takes programs")
+	}
+	close(buried)
+	if err := <-started; err != nil {
+		t.Error(err)
+	}
+}
+
 // One that does not answer is replaced.
 func TestStarterHangs(t *testing.T) {
 	s := newStarter(t, Options{})

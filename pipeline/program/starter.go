@@ -173,10 +173,13 @@ func (s *Starter) ask(kind byte, body []byte, fds []int) (*Process, error) {
 			return nil, err
 		}
 		p := c.add()
-		if err = c.send(append(head(kind, p.id), body...), rights); err == nil {
+		if p == nil { // it was still there when we got it
+			err = net.ErrClosed
+		} else if err = c.send(append(head(kind, p.id), body...), rights); err == nil {
 			return p, nil
+		} else {
+			c.forget(p)
 		}
-		c.forget(p)
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			c.hung()
