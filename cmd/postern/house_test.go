@@ -67,6 +67,7 @@ var doors = []door{
 	{"queue/limit", allLeaves()},
 	{"queue/dsn", allLeaves()},
 	{"queue/queuetest", slices.Concat(allLeaves(), []string{"queue", "queue/*"})},
+	{"queue/queuetest/internet", slices.Concat(allLeaves(), []string{"pipeline/smtp/smtptest"})},
 	{"queue/queuetest/*", slices.Concat(allLeaves(), []string{"queue", "queue/*"})},
 	{"queue", slices.Concat(allLeaves(), []string{"queue/*"})},
 	{"cmd/internal/shim", []string{"pipeline/ingress/handoff/wire"}},
