@@ -24,7 +24,7 @@ var logins = map[string]func(c *session, first string, ask func(string) (string,
 func (c *session) doAuth(_, args string) error {
 	name, first, _ := strings.Cut(args, " ")
 	name = strings.ToUpper(name)
-	if st := c.s.step(Auth, name); st != nil {
+	if st := c.step(Auth, name); st != nil {
 		return c.act(st, st.Reply)
 	}
 	login := logins[name]

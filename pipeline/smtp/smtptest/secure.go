@@ -25,7 +25,7 @@ func (c *session) doStartTLS(_, _ string) error {
 // handshake makes TLS of the connection, or what a step has in its place.
 func (c *session) handshake() error {
 	conn := net.Conn(c.conn)
-	st := c.s.step(Handshake, "")
+	st := c.step(Handshake, "")
 	if st != nil {
 		if st.Bytes == 0 {
 			// The client speaks first; what came before would be plain text.

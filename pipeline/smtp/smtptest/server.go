@@ -49,6 +49,12 @@ type Options struct {
 	Logins []string
 	// Steps are the server's faults; the first that matches acts.
 	Steps []Step
+	// Script is asked at every point before Steps are: what it gives acts, and nil is
+	// for Steps. It is called from many goroutines and may not keep the Moment.
+	Script func(*Moment) *Step
+	// OnEnd is called when a connection that was not refused at once is over, from
+	// many goroutines, before the client can notice.
+	OnEnd func(connection uint64)
 	// OneByte writes every answer a byte at a time.
 	OneByte bool
 	// Latency is waited before every answer.
@@ -318,7 +324,7 @@ func (s *Server) admit(conn net.Conn) {
 	s.wg.Add(1)
 	go func() {
 		defer s.wg.Done()
-		defer s.leave(conn, peer.Addr(), full)
+		defer s.leave(conn, id, peer.Addr(), full)
 		if full {
 			conn.SetDeadline(time.Now().Add(time.Second)) //nolint:errcheck // it is closed in a moment
 			fmt.Fprintf(conn, "421 4.7.0 %s too many connections from your host\r\n", s.o.Name)
@@ -330,8 +336,11 @@ func (s *Server) admit(conn net.Conn) {
 
 // leave counts a connection off and closes it: the peer, who may open another one
 // as soon as this is closed, must not be counted twice.
-func (s *Server) leave(conn net.Conn, host netip.Addr, refused bool) {
+func (s *Server) leave(conn net.Conn, id uint64, host netip.Addr, refused bool) {
 	defer conn.Close()
+	if !refused && s.o.OnEnd != nil {
+		s.o.OnEnd(id)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.open, conn)

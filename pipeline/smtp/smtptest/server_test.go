@@ -9,6 +9,7 @@ import (
 	"net/textproto"
 	"reflect"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -239,5 +240,38 @@ func TestNames(t *testing.T) {
 	}
 	if _, ok := smtptest.ParseAt("x"); ok {
 		t.Error("x")
+	}
+}
+
+// TestScript: a script says what happens where, with the end of each connection.
+func TestScript(t *testing.T) {
+	var ends atomic.Int64
+	open := map[uint64]bool{}
+	var mu sync.Mutex
+	s := smtptest.Start(t, smtptest.Options{
+		Script: func(m *smtptest.Moment) *smtptest.Step {
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case m.At == smtptest.Connect:
+				open[m.Connection] = true
+			case m.At == smtptest.Rcpt && m.Sender == "a@b" && m.Recipients == 0 && m.Messages == 0 && m.Peer.Addr().IsLoopback() && !m.Secure:
+				return &smtptest.Step{Reply: "450 4.2.0 " + m.What + " later"}
+			}
+			return nil
+		},
+		Steps: []smtptest.Step{{At: smtptest.Rcpt, Match: "e@f", Reply: "550 5.1.1 no"}, {At: smtptest.Rcpt, Reply: "550 5.7.1 not asked"}},
+		OnEnd: func(connection uint64) {
+			mu.Lock()
+			defer mu.Unlock()
+			if open[connection] {
+				ends.Add(1)
+			}
+		},
+	})
+	got := exchange(t, s, "HELO c\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nRSET\r\nMAIL FROM:<>\r\nRCPT TO:<e@f>\r\nQUIT\r\n")
+	const want = "220 sink.test ESMTP\n250 sink.test\n250 2.1.0 ok\n450 4.2.0 c@d later\n250 2.0.0 ok\n250 2.1.0 ok\n550 5.1.1 no\n221 2.0.0 bye\n"
+	if got != want || ends.Load() != 1 {
+		t.Errorf("%d ended:\n%s", ends.Load(), got)
 	}
 }

@@ -144,9 +144,23 @@ func (c *session) put(wire string) error {
 // answer says the usual, or what a step has in its place. The code is that of
 // what was said; an error ends the conversation.
 func (c *session) answer(at At, what, usual string) (code int, err error) {
-	st := c.s.step(at, what)
+	st := c.step(at, what)
 	text := choose(st, usual)
 	return st.code(text), c.act(st, text)
+}
+
+// step is the step that acts at a point, nil if none does.
+func (c *session) step(at At, what string) *Step {
+	if c.s.o.Script != nil {
+		m := Moment{At: at, What: what, Connection: c.id, Peer: c.peer, Recipients: len(c.rcpt), Messages: c.messages, Secure: c.secure != nil}
+		if c.mail != nil {
+			m.Sender = c.mail.Sender
+		}
+		if st := c.s.o.Script(&m); st != nil {
+			return st
+		}
+	}
+	return c.s.step(at, what)
 }
 
 // choose is what is said if st acts, or the usual if it is nil.
@@ -340,7 +354,7 @@ func (c *session) doBDAT(_, args string) error {
 		}
 		return c.say("503 5.5.1 RCPT first")
 	}
-	if st := c.s.step(Data, "BDAT"); st != nil {
+	if st := c.step(Data, "BDAT"); st != nil {
 		if err := chunks.Skip(); err != nil {
 			return err
 		}
@@ -377,7 +391,7 @@ func (c *session) nextChunk() (size int64, last bool, err error) {
 // receive reads a message and answers it. It is kept before it is answered, so
 // that who has the answer finds it.
 func (c *session) receive(from io.Reader, bare func() bool) error {
-	if st := c.s.step(Body, ""); st != nil {
+	if st := c.step(Body, ""); st != nil {
 		if _, err := io.CopyN(io.Discard, from, st.Bytes); err != nil {
 			return err
 		}
@@ -398,7 +412,7 @@ func (c *session) receive(from io.Reader, bare func() bool) error {
 	if c.lmtp {
 		return c.answerEach(m)
 	}
-	st := c.s.step(Dot, "")
+	st := c.step(Dot, "")
 	text := choose(st, "250 2.0.0 ok "+strconv.FormatUint(c.id, 10)+"."+strconv.Itoa(c.messages))
 	if text != "" {
 		_, m.Answer = lines(text)
@@ -407,7 +421,7 @@ func (c *session) receive(from io.Reader, bare func() bool) error {
 	if err := c.act(st, text); err != nil {
 		return err
 	}
-	if st := c.s.step(After, ""); st != nil {
+	if st := c.step(After, ""); st != nil {
 		return c.act(st, st.Reply)
 	}
 	return nil
@@ -420,7 +434,7 @@ func (c *session) answerEach(m *Message) error {
 	m.Recipients, m.Answer = nil, 250
 	steps, texts := make([]*Step, len(to)), make([]string, len(to))
 	for i, r := range to {
-		steps[i] = c.s.step(Dot, r.Address)
+		steps[i] = c.step(Dot, r.Address)
 		texts[i] = choose(steps[i], "250 2.1.5 ok "+strconv.FormatUint(c.id, 10)+"."+strconv.Itoa(c.messages))
 		if code := steps[i].code(texts[i]); code/100 == 2 {
 			m.Recipients = append(m.Recipients, r)
@@ -432,7 +446,7 @@ func (c *session) answerEach(m *Message) error {
 			return err
 		}
 	}
-	if st := c.s.step(After, ""); st != nil {
+	if st := c.step(After, ""); st != nil {
 		return c.act(st, st.Reply)
 	}
 	return nil

@@ -1,6 +1,7 @@
 package smtptest
 
 import (
+	"net/netip"
 	"strings"
 	"time"
 )
@@ -102,6 +103,22 @@ type Step struct {
 	// End is what follows. A conversation that ends without Reply or Raw ends
 	// without an answer.
 	End End
+}
+
+// Moment is where a conversation is when Options.Script is asked.
+type Moment struct {
+	At At
+	// What is that which Step.Match is compared with.
+	What string
+	// Connection is the number of the connection, Peer its other end.
+	Connection uint64
+	Peer       netip.AddrPort
+	// Sender is that of the transaction, "" before MAIL was accepted; Recipients is how
+	// many recipients it has, and Messages how many messages the connection has carried.
+	Sender               string
+	Recipients, Messages int
+	// Secure is set under TLS.
+	Secure bool
 }
 
 func (s *Step) matches(at At, what string) bool {
