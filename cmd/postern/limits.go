@@ -145,7 +145,7 @@ func (l *limits) freed(name string) {
 	}
 	time.AfterFunc(spareAfter, func() {
 		if l.gate.Wanted(l.path(name)) {
-			l.exit.Spare(func(other string) bool { return other == name && !l.promised(name) })
+			l.exit.Spare(func(other, _ string) bool { return other == name && !l.promised(name) })
 		}
 	})
 }
@@ -154,7 +154,7 @@ func (l *limits) freed(name string) {
 // room; the one that was refused is woken then.
 func (l *limits) makeRoom(no *limit.Refusal, refused string) {
 	if k := no.Key; no.What == "connections" && (k.Level == limit.Source || k.Level == limit.Provider || k.Level == limit.Group) {
-		l.exit.Spare(func(name string) bool {
+		l.exit.Spare(func(name, _ string) bool {
 			p := l.path(name)
 			return name != refused && counts(&p, k) && !l.promised(name)
 		})
@@ -267,7 +267,7 @@ func (v *permit) Release() {
 }
 
 // Open is the exit's question, for a connection that no leave was given for.
-func (l *limits) Open(site string) (smtp.Ticket, error) {
+func (l *limits) Open(site, _ string) (smtp.Ticket, error) {
 	t, no := l.open(l.now(), site)
 	if no != nil {
 		return nil, notNow(no)

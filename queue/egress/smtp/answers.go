@@ -53,6 +53,15 @@ func noHost(name string) reply.Reply {
 	return reply.Make(550, reply.Enhanced{Subject: 1, Detail: 2}, "Sorry, I couldn't find any host named "+name+".")
 }
 
+// noSource is temporary whatever the servers are: it is about this machine.
+func noSource(e *SourceError) reply.Reply {
+	words := "The source address that this mail leaves from, " + e.Source.label() + ", cannot be used on this machine."
+	if !e.Address.IsValid() {
+		words = "The source address that this mail leaves from, " + e.Source.label() + ", is of another family (IPv4, IPv6) than the addresses of this domain's servers."
+	}
+	return reply.Make(451, reply.Enhanced{Subject: 3, Detail: 5}, words)
+}
+
 func noRouteHost(name string) reply.Reply {
 	return reply.Make(451, reply.Enhanced{Subject: 4, Detail: 4}, "Sorry, I couldn't find any host named "+name+", which is the route to this domain.")
 }

@@ -23,7 +23,7 @@ func (x *Exit) Ask(ctx context.Context, domain string, recipients ...string) ([]
 	if err != nil {
 		return nil, err
 	}
-	a, w := &attempt{x: x, job: &Job{Domain: domain}}, &walk{x: x, to: to}
+	a, w := &attempt{x: x, job: &Job{Domain: domain}, source: x.o.Source}, &walk{x: x, to: to, source: x.o.Source}
 	if to.discard {
 		return nil, ErrCannotAsk
 	}

@@ -18,6 +18,7 @@ import (
 type attempt struct {
 	x       *Exit
 	job     *Job
+	source  Source
 	results []Result
 	// pending are the recipients without a result, in order.
 	pending []int

@@ -1,6 +1,7 @@
 package smtp
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -58,7 +59,7 @@ func (a *attempt) newVisit(ctx context.Context, target *target, to candidate) (*
 			v.policy.Names = append(v.policy.Names, to.host)
 		}
 	}
-	v.key = key{address: to.address, socket: to.hop.Socket, lmtp: to.hop.Transport == LMTP, source: o.Source, policy: v.policy.digest(), login: v.login.digest()}
+	v.key = key{address: to.address, socket: to.hop.Socket, lmtp: to.hop.Transport == LMTP, source: a.source, policy: v.policy.digest(), login: v.login.digest()}
 	return v, nil
 }
 
@@ -102,13 +103,20 @@ func (v *visit) failed(err error, w *walk) {
 		}
 	case !errors.As(err, &e): // no connection
 		a.x.o.Log.Debug("cannot connect", "to", v.to.String(), "error", err)
-		if isHopeless(err) {
+		fault := sourceFault(err)
+		if fault != nil || isHopeless(err) {
 			w.hopeless()
 		}
-		a.unreached = true
-		if a.sessions == 0 {
+		switch {
+		case fault != nil:
+			if a.sessions == 0 && !a.unreached {
+				a.fallback = Result{Reply: noSource(fault), Err: err}
+			}
+			return
+		case a.sessions == 0:
 			a.fallback = Result{Reply: noConn, Where: v.to.String(), Err: err}
 		}
+		a.unreached = true
 	case errors.Is(err, errLogin):
 		// Other addresses know the same users, and too many failures lock them out.
 		a.sessions++
@@ -196,16 +204,13 @@ func (v *visit) converse(ctx context.Context, inClear bool) (l *link, broken boo
 	conn, err := v.dial(ctx)
 	if err != nil {
 		x.dead.noConnection(ctx, v.to, err)
-		if ticket != nil {
-			ticket.Unreachable(err)
-			ticket.Close()
-		}
+		noConnection(ticket, err)
 		return nil, false, err
 	}
 	l = &link{
 		key: v.key, site: v.target.site.Name, ticket: ticket, opened: x.o.Now(),
 		c: wire.NewClient(conn, wire.ClientOptions{
-			Hello: x.o.Hello, Timeouts: x.o.Timeouts, Buffers: &x.buffers,
+			Hello: cmp.Or(v.a.source.Hello, x.o.Hello), Timeouts: x.o.Timeouts, Buffers: &x.buffers,
 			Chunking: x.o.Chunking && !x.unchunked.has(v.to.address, x.o.Now()),
 			LMTP:     v.to.hop.Transport == LMTP,
 		}),
@@ -232,7 +237,7 @@ func (v *visit) dial(ctx context.Context) (net.Conn, error) {
 	if path := v.to.hop.Socket; path != "" {
 		return new(net.Dialer).DialContext(ctx, "unix", path)
 	}
-	return v.a.x.o.Dialer.DialContext(ctx, "tcp", v.to.address.String())
+	return v.dialTo(ctx)
 }
 
 // greet is the conversation up to MAIL.

@@ -206,7 +206,7 @@ func (w *walk) next(ctx context.Context) (candidate, bool) {
 			return c, false
 		}
 		until, over := w.x.dead.passes(c.address)
-		if !over || w.x.kept.has(c) {
+		if !over || w.x.kept.has(c, w.source) {
 			w.given = true
 			return c, true
 		}

@@ -26,6 +26,11 @@
 // go without. REQUIRETLS (RFC 8689) makes it verified. A login (RFC 4954) is never
 // sent in clear unless that is allowed, and one that fails is a deferral.
 //
+// Mail leaves from the Source of its job: from its addresses, by its name in EHLO,
+// and over connections that no other source uses. Servers of a family that it lacks
+// are not tried. An address that is not this machine's is our fault and no server's:
+// the mail is put off with a *SourceError, and the log says so once a minute.
+//
 // A connection is kept for a moment for the next message that agrees on address,
 // port, source, TLS policy and login. If the server has hung up meanwhile, or says
 // goodbye before it has answered MAIL, the message goes over a new one and nothing

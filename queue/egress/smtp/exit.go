@@ -46,10 +46,10 @@ type Options struct {
 	// Timeouts of the conversation; ConnectTimeout (default 30 s) for each address.
 	Timeouts       wire.Timeouts
 	ConnectTimeout time.Duration
-	// Source is the local address to connect from; unset: the system's choice.
-	// Only addresses of its family are tried.
-	Source netip.Addr
-	// Dialer is used in place of one made for Source.
+	// Source is where the mail of jobs leaves from that name none.
+	Source Source
+	// Dialer is used in place of the system's; one that is no SourceDialer does not
+	// hear of sources.
 	Dialer Dialer
 	// MaxAddresses (default 5) are tried, and MaxSessions (default 2) connections
 	// made, in one attempt.
@@ -121,9 +121,19 @@ type Job struct {
 	// once for each connection that gets that far; the caller releases what it
 	// made after Deliver has returned.
 	Prepare func(context.Context, wire.Capabilities) (message.Message, error)
-	// Ticket is leave for a connection that the caller has got of the Gate already.
-	// The Exit sets it to nil if it makes use of it; else it is the caller's.
+	// Source is where the message leaves from; zero: Options.Source.
+	Source Source
+	// Ticket is leave for a connection from there that the caller has got of the Gate
+	// already. The Exit sets it to nil if it makes use of it; else it is the caller's.
 	Ticket Ticket
+}
+
+// source is where the job leaves from.
+func (j *Job) source(x *Exit) Source {
+	if j.Source == (Source{}) {
+		return x.o.Source
+	}
+	return j.Source
 }
 
 // Result is what came of one recipient.
@@ -148,7 +158,8 @@ type Result struct {
 	Perhaps bool
 	// NotNow is set if nothing was tried because the Gate did not admit it.
 	NotNow *NotNow
-	// Err is the detail for the log; it may be nil.
+	// Err is the detail for the log; it may be nil. A *SourceError in its chain means
+	// that no server could be tried from the job's source.
 	Err error
 }
 
@@ -158,6 +169,7 @@ type Exit struct {
 	buffers          wire.Buffers
 	tickets          tls.ClientSessionCache
 	clear, unchunked memory
+	faults           memory // sources that the log has heard of lately
 	kept             kept
 	dead             deadHosts
 }
@@ -205,11 +217,7 @@ func New(o Options) (*Exit, error) {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	if o.Dialer == nil {
-		d := new(net.Dialer)
-		if o.Source.IsValid() {
-			d.LocalAddr = &net.TCPAddr{IP: o.Source.AsSlice(), Zone: o.Source.Zone()}
-		}
-		o.Dialer = d
+		o.Dialer = dialer{}
 	}
 	x := &Exit{o: o, tickets: tls.NewLRUClientSessionCache(tickets)}
 	x.kept.o, x.dead.o = &x.o, &x.o
@@ -228,7 +236,7 @@ func (x *Exit) Connections(site string) (open, free int) { return x.kept.count(s
 // Deliver makes one attempt at a job and returns a Result for each recipient,
 // in their order. If ctx ends, what has no answer yet is deferred.
 func (x *Exit) Deliver(ctx context.Context, job *Job) []Result {
-	a := &attempt{x: x, job: job, results: make([]Result, len(job.Envelope.Recipients))}
+	a := &attempt{x: x, job: job, source: job.source(x), results: make([]Result, len(job.Envelope.Recipients))}
 	for i := range a.results {
 		a.pending = append(a.pending, i)
 	}
@@ -245,6 +253,6 @@ func (x *Exit) Deliver(ctx context.Context, job *Job) []Result {
 		a.discard()
 		return a.results
 	}
-	a.run(ctx, &walk{x: x, to: to})
+	a.run(ctx, &walk{x: x, to: to, source: a.source})
 	return a.results
 }

@@ -264,7 +264,7 @@ func TestOrderOfAddresses(t *testing.T) {
 	}
 	// With an IPv4 source, IPv6 is not tried, and there is room for more.
 	n.dialed = nil
-	one(t, n.exit(smtp.Options{Source: netip.MustParseAddr("192.0.2.99"), MaxAddresses: 9}), job("d.test", "r@d.test"))
+	one(t, n.exit(smtp.Options{Source: smtp.Source{IPv4: netip.MustParseAddr("192.0.2.99")}, MaxAddresses: 9}), job("d.test", "r@d.test"))
 	if got := n.dials(); !slices.Equal(got, []string{"192.0.2.1:25", "192.0.2.2:25", "192.0.2.3:25", "192.0.2.4:25"}) {
 		t.Error(got)
 	}
@@ -538,7 +538,7 @@ func TestSourceAddress(t *testing.T) {
 	n := newInternet(t)
 	s := smtptest.New(t)
 	n.hosts["d.test"] = []string{"::1", "127.0.0.1"}
-	x, err := smtp.New(smtp.Options{Resolver: n, Port: s.AddrPort().Port(), Source: netip.MustParseAddr("127.0.0.2")})
+	x, err := smtp.New(smtp.Options{Resolver: n, Port: s.AddrPort().Port(), Source: smtp.Source{IPv4: netip.MustParseAddr("127.0.0.2")}})
 	if err != nil {
 		t.Fatal(err)
 	}

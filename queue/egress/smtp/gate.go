@@ -11,8 +11,9 @@ import (
 
 // Gate admits connections and messages, and learns from what servers answer.
 type Gate interface {
-	// Open asks for a connection to a site. An error is a *NotNow.
-	Open(site string) (Ticket, error)
+	// Open asks for a connection to a site from a source, by name. An error is a
+	// *NotNow.
+	Open(site, source string) (Ticket, error)
 }
 
 // Ticket is leave for one connection.
@@ -69,7 +70,7 @@ func (v *visit) ticket() (Ticket, error) {
 	}
 	if t == nil {
 		var err error
-		if t, err = x.o.Gate.Open(v.target.site.Name); err != nil {
+		if t, err = x.o.Gate.Open(v.target.site.Name, v.a.source.Name); err != nil {
 			return nil, err
 		}
 	}
@@ -81,6 +82,18 @@ func (v *visit) ticket() (Ticket, error) {
 		return nil, err
 	}
 	return t, nil
+}
+
+// noConnection ends a ticket for which there was no connection. That we cannot
+// leave from here says nothing about the server.
+func noConnection(t Ticket, err error) {
+	if t == nil {
+		return
+	}
+	if sourceFault(err) == nil {
+		t.Unreachable(err)
+	}
+	t.Close()
 }
 
 // admitted asks for leave to send a message over a link, and waits for it if that

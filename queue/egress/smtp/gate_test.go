@@ -40,11 +40,11 @@ func (g *gate) ask(what string) error {
 	return nil
 }
 
-func (g *gate) Open(site string) (smtp.Ticket, error) {
+func (g *gate) Open(site, source string) (smtp.Ticket, error) {
 	if err := g.ask("open"); err != nil {
 		return nil, err
 	}
-	g.note("open %s", site)
+	g.note("open %s", strings.TrimSpace(site+" "+source))
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.open++
@@ -262,10 +262,10 @@ func TestSpareConnections(t *testing.T) {
 	for _, d := range []string{"a.test", "b.test"} {
 		one(t, x, job(d, "r@"+d))
 	}
-	if x.Spare(func(site string) bool { return site == "c.test" }) {
+	if x.Spare(func(site, _ string) bool { return site == "c.test" }) {
 		t.Error("a connection was closed that nobody meant")
 	}
-	if !x.Spare(func(site string) bool { return site == "b.test" }) || x.Spare(func(site string) bool { return site == "b.test" }) {
+	if !x.Spare(func(site, _ string) bool { return site == "b.test" }) || x.Spare(func(site, _ string) bool { return site == "b.test" }) {
 		t.Error("the one connection to b.test was not closed once")
 	}
 	eventually(t, "the connection stays open", func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.open == 1 })
@@ -273,7 +273,7 @@ func TestSpareConnections(t *testing.T) {
 		t.Errorf("the other has %d open, %d free", open, free)
 	}
 	x.Close(t.Context())
-	if x.Spare(func(string) bool { return true }) {
+	if x.Spare(func(string, string) bool { return true }) {
 		t.Error("a connection was closed after the end")
 	}
 }

@@ -15,7 +15,7 @@ type key struct {
 	address netip.AddrPort
 	socket  string
 	lmtp    bool
-	source  netip.Addr
+	source  Source
 	policy  string
 	login   string
 	group   string // of the site
@@ -175,12 +175,12 @@ func (k *kept) drop(of key) {
 	}
 }
 
-// has reports whether there is a free connection to an address.
-func (k *kept) has(c candidate) bool {
+// has reports whether there is a free connection to an address from a source.
+func (k *kept) has(c candidate, from Source) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return slices.ContainsFunc(k.idle, func(l *link) bool {
-		return l.key.address == c.address && l.key.socket == c.hop.Socket && l.key.lmtp == (c.hop.Transport == LMTP)
+		return l.key.source == from && l.key.address == c.address && l.key.socket == c.hop.Socket && l.key.lmtp == (c.hop.Transport == LMTP)
 	})
 }
 

@@ -174,20 +174,22 @@ func (c candidate) String() string {
 // walk goes over a target's addresses in the order in which they are tried, and
 // looks hosts up when their turn comes.
 type walk struct {
-	x     *Exit
-	to    *target
-	begun bool
-	group int // the next one to look up
-	ready []candidate
-	seen  map[candidate]bool
-	tried int
-	given bool // there was an address
+	x      *Exit
+	to     *target
+	source Source
+	begun  bool
+	group  int // the next one to look up
+	ready  []candidate
+	seen   map[candidate]bool
+	tried  int
+	given  bool // there was an address
 	// passed is set if addresses were passed over because they did not answer lately,
 	// the first of them until then.
 	passed bool
 	until  time.Time
 	soft   error // a host could not be looked up for now
 	self   bool  // this machine is one of the hosts
+	lacks  bool  // the source has no address for some of the hosts' addresses
 }
 
 // pick is the next address, whatever is known of it.
@@ -213,7 +215,7 @@ func (w *walk) pick(ctx context.Context) (candidate, bool) {
 	if len(w.ready) == 0 {
 		return candidate{}, false
 	}
-	i := max(0, slices.IndexFunc(w.ready, func(c candidate) bool { return w.x.kept.has(c) }))
+	i := max(0, slices.IndexFunc(w.ready, func(c candidate) bool { return w.x.kept.has(c, w.source) }))
 	c := w.ready[i]
 	w.ready = slices.Delete(slices.Clone(w.ready), i, i+1)
 	w.tried++
@@ -293,10 +295,13 @@ func (w *walk) isSelf(host string, a netip.Addr) bool {
 func (w *walk) offer(host string, hop Hop, addrs []netip.Addr) {
 	for _, a := range addrs {
 		a = a.Unmap()
-		source := w.x.o.Source
 		c := candidate{host, netip.AddrPortFrom(a, hop.Port), hop}
 		seen := candidate{"", c.address, Hop{Transport: hop.Transport}}
-		if w.seen[seen] || a.IsUnspecified() || a.IsMulticast() || source.IsValid() && source.Unmap().Is4() != a.Is4() {
+		if w.seen[seen] || a.IsUnspecified() || a.IsMulticast() {
+			continue
+		}
+		if _, ok := w.source.reaching(a); !ok {
+			w.lacks = true
 			continue
 		}
 		w.seen[seen] = true
@@ -340,6 +345,9 @@ func (w *walk) nothing() Result {
 		return Result{Reply: noConn, Err: w.errDead()}
 	case w.self:
 		return Result{Reply: ambiguous}
+	case w.lacks:
+		fault := &SourceError{Source: w.source}
+		return Result{Reply: noSource(fault), Err: fault}
 	case w.soft != nil:
 		return Result{Reply: dnsTrouble, Err: w.soft}
 	case w.to.routed:
