@@ -123,7 +123,8 @@ func (q *Queue) deliverTo(c Channel, b schedule.Batch, l *loaded, recipients []u
 		e.Recipients[i] = l.message.Envelope.Recipients[n]
 	}
 	e.Sender = envelope.VERP(e.Sender, e.Recipients[0].Address)
-	j := &Job{ID: store.ID(b.ID), Channel: b.Channel, Domain: b.Domain, Envelope: e, Message: l.content, Origin: l.message.Origin, Attempts: b.Attempts, Leave: leave}
+	to := placeOf(b.Domain)
+	j := &Job{ID: store.ID(b.ID), Channel: b.Channel, Domain: to.name, Lane: to.lane, Envelope: e, Message: l.content, Origin: l.message.Origin, Attempts: b.Attempts, Leave: leave}
 	if q.o.Prepare != nil {
 		j.Prepare = func(ctx context.Context, host string, form message.Form) (message.Message, error) {
 			return q.o.Prepare(ctx, j, host, form)

@@ -43,7 +43,8 @@ func (q *Queue) admit(now time.Time, b schedule.Batch) (Leave, bool) {
 	if !ok || c.Admit == nil || b.Site == unlocated {
 		return nil, true
 	}
-	leave, wait := c.Admit(now, b.Site)
+	at := siteOf(b.Domain, b.Site)
+	leave, wait := c.Admit(now, at.name, at.lane)
 	if wait == nil {
 		return leave, true
 	}
@@ -51,7 +52,8 @@ func (q *Queue) admit(now time.Time, b schedule.Batch) (Leave, bool) {
 	return nil, false
 }
 
-// keepOut sends a batch back and asks nothing for its site for a while. The queue
+// keepOut sends a batch back and asks nothing for its site, in its lane, for a
+// while. The queue
 // is locked.
 func (q *Queue) keepOut(now time.Time, b schedule.Batch, wait *Wait) {
 	until := wait.Until
@@ -92,10 +94,12 @@ func (q *Queue) putBack(b schedule.Batch, t *track, results []Result) bool {
 }
 
 // Admissible says that a site, which Channel.Admit kept from delivering, is worth
-// asking about again.
+// asking about again, in all lanes.
 func (q *Queue) Admissible(site string) {
 	q.mu.Lock()
-	q.schedule.Unpace(site)
+	for _, lane := range q.lanes {
+		q.schedule.Unpace(place{site, lane}.key())
+	}
 	q.mu.Unlock()
 	q.wake()
 }
@@ -110,8 +114,13 @@ func (q *Queue) relocate(b schedule.Batch, t *track) bool {
 	}
 	ctx, cancel := context.WithTimeout(q.ctx, q.o.JobTimeout)
 	defer cancel()
-	site, err := c.Locate(ctx, b.Domain)
-	if err != nil || site == b.Site || site == "" {
+	domain := placeOf(b.Domain)
+	site, err := c.Locate(ctx, domain.name)
+	if err != nil || site == "" {
+		return false
+	}
+	to := place{site, domain.lane}.key()
+	if to == b.Site {
 		return false
 	}
 	q.mu.Lock()
@@ -124,7 +133,7 @@ func (q *Queue) relocate(b schedule.Batch, t *track) bool {
 		clear(q.relocated)
 	}
 	q.relocated[b.Domain] = now
-	q.schedule.Assign(b.Domain, site)
+	q.schedule.Assign(b.Domain, to)
 	t.inFlight--
 	if err := q.schedule.Return(now, b); err != nil {
 		q.o.Log.Error("the schedule does not know a batch; this is a fault in Postern", "id", t.id.String(), "error", err)

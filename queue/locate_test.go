@@ -126,7 +126,7 @@ func TestWhoIsNotAdmittedWaits(t *testing.T) {
 		var asked, released atomic.Int32
 		r := newRig(t, func(o *Options) {
 			o.Channels[0].Locate = func(_ context.Context, domain string) (string, error) { return "mx." + domain, nil }
-			o.Channels[0].Admit = func(now time.Time, site string) (Leave, *Wait) {
+			o.Channels[0].Admit = func(now time.Time, site, _ string) (Leave, *Wait) {
 				asked.Add(1)
 				switch {
 				case open.Load():
@@ -204,7 +204,7 @@ func TestNobodyIsForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var asked atomic.Int32
 		r := newRig(t, func(o *Options) {
-			o.Channels[0].Admit = func(time.Time, string) (Leave, *Wait) {
+			o.Channels[0].Admit = func(time.Time, string, string) (Leave, *Wait) {
 				if asked.Add(1) < 3 {
 					return nil, &Wait{}
 				}
@@ -227,7 +227,7 @@ func TestDomainThatCannotBeLocated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, func(o *Options) {
 			o.Channels[0].Locate = func(context.Context, string) (string, error) { return "", errors.New("no name server") }
-			o.Channels[0].Admit = func(time.Time, string) (Leave, *Wait) {
+			o.Channels[0].Admit = func(time.Time, string, string) (Leave, *Wait) {
 				t.Error("asked to admit a site that nobody knows")
 				return nil, nil
 			}

@@ -26,8 +26,9 @@ import (
 // Job is one message for recipients of one domain, to be delivered now.
 type Job struct {
 	ID store.ID
-	// Channel and Domain are what Options.Route said of the recipients.
-	Channel, Domain string
+	// Channel and Domain are what Options.Route said of the recipients, and Lane is
+	// what Options.Lane said of the message; always "" in a channel without lanes.
+	Channel, Domain, Lane string
 	// Envelope has these recipients only, and the sender as it is to be used.
 	Envelope envelope.Envelope
 	// Message is valid during Deliver.
@@ -76,9 +77,9 @@ type Channel struct {
 	// delivery, so that mail moves when the site does, and should remember. Nil:
 	// every domain is a site of its own.
 	Locate func(ctx context.Context, domain string) (site string, err error)
-	// Admit asks leave to deliver to a site; it must be quick and must not call the
-	// queue, which is locked. Nil: always.
-	Admit func(now time.Time, site string) (Leave, *Wait)
+	// Admit asks leave to deliver to a site by a lane; it must be quick and must not
+	// call the queue, which is locked. Nil: always.
+	Admit func(now time.Time, site, lane string) (Leave, *Wait)
 }
 
 // Options of Open. Store, Route and Channels are needed.
@@ -95,6 +96,12 @@ type Options struct {
 	Channels []Channel
 	// Route says which channel takes an address, and under which domain.
 	Route func(address string) (channel, domain string)
+	// Lane says by which lane the recipients of a message leave that take a channel
+	// with Locate or Admit: the name of a pool of source addresses, without an @, ""
+	// for the ordinary lane. It is asked once when a message is queued, reports and
+	// replacements included, and again at the start; until then the message keeps its
+	// lane. It must be quick, and is called concurrently. Nil: there is one lane.
+	Lane func(sender string, origin []byte) string
 	// SiteLimit is how many deliveries go to one domain at a time; 0 means the
 	// schedule's default.
 	SiteLimit int
@@ -152,8 +159,10 @@ type Queue struct {
 	owing  owing
 	// attempts counts since the queue was opened, by channel.
 	attempts map[string]Attempts
-	// relocated is when domains were last moved to another site.
+	// relocated is when domains, by their keys, were last moved to another site.
 	relocated map[string]time.Time
+	// lanes are those that mail was put into since the queue was opened.
+	lanes []string
 	// state is whether the queue has been started, and closed.
 	state state
 
@@ -226,7 +235,7 @@ func (q *Queue) load() error {
 	now := q.o.Now()
 	return r.Scan(0, func(e *store.Entry) error {
 		q.counters.messages.Add(1)
-		t := q.add(e)
+		t := q.add(e, q.laneOf(e.Message))
 		if e.Hold == nil && (t.left == 0 || t.owes) {
 			q.owing.add(e.Message.ID, now, now)
 		}
@@ -235,8 +244,9 @@ func (q *Queue) load() error {
 }
 
 // add puts a stored message's recipients into the schedule.
-func (q *Queue) add(e *store.Entry) (t tally) {
+func (q *Queue) add(e *store.Entry, lane string) (t tally) {
 	id, next := e.Message.ID, 0
+	q.sawLane(lane)
 	for n, r := range e.Message.Envelope.Recipients {
 		var s store.State
 		if next < len(e.States) && e.States[next].Recipient == uint32(n) {
@@ -247,10 +257,9 @@ func (q *Queue) add(e *store.Entry) (t tally) {
 		if s.Status.Done() {
 			continue
 		}
-		channel, domain := q.o.Route(r.Address)
-		q.schedule.Add(schedule.Entry{
-			Channel: channel, Domain: domain, ID: uint64(id), Recipient: uint32(n), Due: s.Due, Attempts: int(s.Attempts), Held: e.Hold != nil,
-		})
+		to := q.entry(id, r.Address, n, lane)
+		to.Due, to.Attempts, to.Held = s.Due, int(s.Attempts), e.Hold != nil
+		q.schedule.Add(to)
 	}
 	if len(e.Message.Envelope.Recipients) > 1 && t.left > 0 {
 		q.many[id] = t

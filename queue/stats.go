@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 	"strings"
@@ -88,30 +89,51 @@ func (q *Queue) Stats() (Stats, error) {
 	return s, err
 }
 
-// SiteOf is the site to which mail for a domain goes by a channel; "" if the
-// queue has none.
+// SiteOf is the site to which mail for a domain goes by a channel, in whatever
+// lane; "" if the queue has none.
 func (q *Queue) SiteOf(channel, domain string) string {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	name, _ := q.schedule.SiteOf(channel, domain)
-	return name
+	found := ""
+	for _, lane := range q.lanes {
+		key := place{domain, lane}.key()
+		switch site, _ := q.schedule.SiteOf(channel, key); site {
+		case "":
+		case unlocated:
+			found = site
+		default:
+			return siteOf(key, site).name
+		}
+	}
+	return found
+}
+
+// Site is what there is to say about a site in one lane.
+type Site struct {
+	schedule.SiteInfo
+	Lane string
 }
 
 // lookAtOnce is how many sites or recipients are looked at under one hold of
 // the queue's lock.
 const lookAtOnce = 1000
 
-// Sites tells about the sites that have mail or had some lately, by name.
-func (q *Queue) Sites() []schedule.SiteInfo {
+// Sites tells about the sites that have mail or had some lately, by name and
+// lane.
+func (q *Queue) Sites() []Site {
 	now := q.o.Now()
-	var all []schedule.SiteInfo
+	var all []Site
 	for place, more := uint32(0), true; more; more = place != 0 {
 		var part []schedule.SiteInfo
 		q.mu.Lock()
 		part, place = q.schedule.SitesAfter(now, place, lookAtOnce)
 		q.mu.Unlock()
-		all = append(all, part...)
+		for _, s := range part {
+			at := placeOf(s.Name)
+			s.Name = at.name
+			all = append(all, Site{s, at.lane})
+		}
 	}
-	slices.SortFunc(all, func(a, b schedule.SiteInfo) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(all, func(a, b Site) int { return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.Lane, b.Lane)) })
 	return all
 }

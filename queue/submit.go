@@ -142,14 +142,17 @@ func (q *Queue) enter(p *store.Put) {
 	q.counters.messages.Add(1)
 	q.o.Log.Info("queued", "id", m.ID.String(), "from", reply.Clean(m.Envelope.Sender, envelope.MaxAddress), "recipients", len(to),
 		"size", int64(len(m.Head))+m.Body.Size, "held", p.Hold != nil, "report", m.Bounce)
+	lane := q.laneOf(m)
 	entries := make([]schedule.Entry, 0, min(len(to), enterAtOnce))
 	for n := 0; n < len(to); {
 		entries = entries[:0]
 		for ; n < len(to) && len(entries) < enterAtOnce; n++ {
-			channel, domain := q.o.Route(to[n].Address)
-			entries = append(entries, schedule.Entry{Channel: channel, Domain: domain, ID: uint64(m.ID), Recipient: uint32(n), Held: p.Hold != nil})
+			e := q.entry(m.ID, to[n].Address, n, lane)
+			e.Held = p.Hold != nil
+			entries = append(entries, e)
 		}
 		q.mu.Lock()
+		q.sawLane(lane)
 		if n == len(entries) && len(to) > 1 {
 			q.many[m.ID] = tally{left: uint32(len(to))}
 		}

@@ -59,7 +59,11 @@ func (q *Queue) Hold(ctx context.Context, sel Selection, h store.Hold) (Changed,
 // Release lets held messages go. Recipients of a message that was given up and
 // held because its sender must not be told are tried again.
 func (q *Queue) Release(ctx context.Context, sel Selection, by string) (Changed, error) {
-	var again []*store.Entry
+	type revived struct {
+		entry *store.Entry
+		lane  string
+	}
+	var again []revived
 	var owed []store.ID
 	now := q.o.Now()
 	return q.operate(ctx, sel, operation{
@@ -81,7 +85,8 @@ func (q *Queue) Release(ctx context.Context, sel Selection, by string) (Changed,
 				}
 				e.States = append(e.States, set)
 			}
-			again = append(again, e)
+			lane := q.laneOf(&store.Message{ID: v.ID, Envelope: v.Envelope, Origin: v.Origin})
+			again = append(again, revived{e, lane})
 		},
 		memory: func(s schedule.Select, all []*track) {
 			q.schedule.Release(s)
@@ -91,8 +96,8 @@ func (q *Queue) Release(ctx context.Context, sel Selection, by string) (Changed,
 			for _, id := range owed {
 				q.owing.add(id, now, now)
 			}
-			for _, e := range again {
-				q.add(e)
+			for _, r := range again {
+				q.add(r.entry, r.lane)
 			}
 			again, owed = nil, nil
 		},

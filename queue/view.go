@@ -41,9 +41,10 @@ type Recipient struct {
 	store.State
 	// What follows is filled in by Show and List alone: what the schedule knows
 	// of a recipient that is not done with. Next is when it may be tried again.
-	Site     string
-	Next     time.Time
-	InFlight bool
+	// Lane is by which lane it leaves, where there are several.
+	Site, Lane string
+	Next       time.Time
+	InFlight   bool
 }
 
 // Left is how many recipients are not done with.
@@ -158,7 +159,8 @@ func (q *Queue) locate(all []*View) {
 		for i := range q.schedule.Items(schedule.Select{ID: uint64(v.ID)}) {
 			if int(i.Recipient) < len(v.Recipients) {
 				r := &v.Recipients[i.Recipient]
-				r.Site, r.Next, r.InFlight = i.Site, i.Due, i.State == schedule.InFlight
+				at := siteOf(i.Domain, i.Site)
+				r.Site, r.Lane, r.Next, r.InFlight = at.name, at.lane, i.Due, i.State == schedule.InFlight
 			}
 		}
 		q.mu.Unlock()

@@ -163,15 +163,28 @@ func (l *limits) Explain(ctx context.Context, domain string) (api.SiteExplanatio
 	return e, nil
 }
 
-// queued is what waits for a site, nil for nothing.
+// queued is what waits for a site, in all lanes, nil for nothing. Where there is
+// mail in several, the rest is as in the first of them.
 func (l *limits) queued(name string) *api.Site {
+	var all *api.Site
 	for _, s := range l.queue.Sites() {
-		if s.Name == name {
-			a := admin.SiteOf(s)
-			return &a
+		if s.Name != name {
+			continue
 		}
+		a := admin.SiteOf(s)
+		if all == nil {
+			all = &a
+			continue
+		}
+		all.Lane = ""
+		all.Domains += a.Domains
+		all.Queued += a.Queued
+		all.InFlight += a.InFlight
+		all.Held += a.Held
+		all.Due += a.Due
+		all.Connections += a.Connections
 	}
-	return nil
+	return all
 }
 
 // lines are the limits of a path with where they come from, and what was found

@@ -152,7 +152,7 @@ func TestLimitsBind(t *testing.T) {
 	}
 	var open []*permit
 	for {
-		leave, wait := r.admit(r.clock, name)
+		leave, wait := r.admit(r.clock, name, "")
 		if wait != nil {
 			break
 		}
@@ -172,7 +172,7 @@ func TestLimitsBind(t *testing.T) {
 	// Domains of the same hosts that are not in the group have their own.
 	if other, _ := r.locate(context.Background(), "one.example"); r.path(other).Groups != nil {
 		t.Errorf("%s is in %q", other, r.path(other).Groups)
-	} else if leave, wait := r.admit(r.clock, other); wait != nil {
+	} else if leave, wait := r.admit(r.clock, other, ""); wait != nil {
 		t.Error("it is kept by the group's limit")
 	} else {
 		leave.Release()
@@ -180,7 +180,7 @@ func TestLimitsBind(t *testing.T) {
 	// A new configuration counts at once, for what is known already.
 	r.configure(strings.Replace(text, "= 2", "= 3", 1))
 	r.reloaded()
-	leave, wait := r.admit(r.clock, name)
+	leave, wait := r.admit(r.clock, name, "")
 	if wait != nil {
 		t.Fatal("the new limit does not count")
 	}
@@ -219,7 +219,7 @@ func TestLimitsChangedByHand(t *testing.T) {
 		if want := "2026-11-01T13:00:00Z"; done.Until != want || !done.Changed {
 			t.Errorf("%+v", done)
 		}
-		if _, wait := r.admit(r.clock, name); wait == nil || !wait.Until.Equal(r.clock.Add(time.Hour)) {
+		if _, wait := r.admit(r.clock, name, ""); wait == nil || !wait.Until.Equal(r.clock.Add(time.Hour)) {
 			t.Errorf("%s %s is suspended: %+v", c.Level, c.Name, wait)
 		}
 		e := r.explain("tenant.example")
@@ -232,7 +232,7 @@ func TestLimitsChangedByHand(t *testing.T) {
 		if done := change("resume", c); !done.Changed {
 			t.Errorf("%s: there was nothing to resume", c.Level)
 		}
-		leave, wait := r.admit(r.clock, name)
+		leave, wait := r.admit(r.clock, name, "")
 		if wait != nil {
 			t.Fatalf("%s was resumed: %+v", c.Level, wait)
 		}

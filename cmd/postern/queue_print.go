@@ -362,7 +362,7 @@ func printRecipients(b *strings.Builder, m *api.QueueMessage, now time.Time) err
 		if r.Perhaps {
 			answer += " (it may have been delivered)"
 		}
-		fmt.Fprintf(t, "<%s>\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", shown(r.Address), status, r.Attempts, ago(r.Last, now), next, shown(r.Channel), shown(cmp.Or(r.Site, r.Domain)), answer)
+		fmt.Fprintf(t, "<%s>\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", shown(r.Address), status, r.Attempts, ago(r.Last, now), next, shown(r.Channel), viaText(cmp.Or(r.Site, r.Domain), r.Lane), answer)
 	}
 	return t.Flush()
 }
@@ -389,6 +389,12 @@ func printCounts(w io.Writer, n *api.QueueCounts) error {
 	return err
 }
 
+// viaText is a site, with the lane by which mail leaves for it unless that is the
+// ordinary one.
+func viaText(site, lane string) string {
+	return shown(site) + optionalShown(" via ", lane)
+}
+
 func printSites(w io.Writer, all []api.Site) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "SITE\tQUEUED\tDUE\tGOING\tHELD\tDOMAINS\tLIMIT\tSTATE")
@@ -407,7 +413,7 @@ func printSites(w io.Writer, all []api.Site) error {
 		case !s.Living:
 			state = "unproven"
 		}
-		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", shown(cmp.Or(s.Name, "(none)")), s.Queued, s.Due, s.InFlight, s.Held, s.Domains, limit, state)
+		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", viaText(cmp.Or(s.Name, "(none)"), s.Lane), s.Queued, s.Due, s.InFlight, s.Held, s.Domains, limit, state)
 	}
 	return t.Flush()
 }

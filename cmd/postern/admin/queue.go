@@ -16,7 +16,6 @@ import (
 	"github.com/postern-mta/postern/cmd/postern/admin/api"
 	"github.com/postern-mta/postern/pipeline/reply"
 	"github.com/postern-mta/postern/queue"
-	"github.com/postern-mta/postern/queue/schedule"
 	"github.com/postern-mta/postern/queue/store"
 	"github.com/postern-mta/postern/queue/store/pebble"
 )
@@ -422,8 +421,13 @@ func (d queueDoor) countNames(ctx context.Context, name func(*queue.View, *queue
 
 func (d queueDoor) countSites() []api.QueueCount {
 	var all []api.QueueCount
-	for _, s := range d.Queue.Sites() {
-		if n := s.Queued + s.InFlight + s.Held; n > 0 {
+	for _, s := range d.Queue.Sites() { // those of one name stand together
+		n := s.Queued + s.InFlight + s.Held
+		switch last := len(all) - 1; {
+		case n == 0:
+		case last >= 0 && all[last].Name == s.Name:
+			all[last].Recipients += n
+		default:
 			all = append(all, api.QueueCount{Name: s.Name, Recipients: n})
 		}
 	}
@@ -455,7 +459,8 @@ func (d queueDoor) sites(_ http.ResponseWriter, r *http.Request) (any, error) {
 	}
 	all := []api.Site{}
 	for _, s := range d.Queue.Sites() {
-		if len(all) < q.most && s.Name >= from {
+		// The lanes of a site stay together, because the next page begins after its name.
+		if n := len(all); s.Name >= from && (n < q.most || n > 0 && all[n-1].Name == s.Name) {
 			all = append(all, SiteOf(s))
 		}
 	}
@@ -463,9 +468,9 @@ func (d queueDoor) sites(_ http.ResponseWriter, r *http.Request) (any, error) {
 }
 
 // SiteOf puts a site of the schedule into the API's words.
-func SiteOf(s schedule.SiteInfo) api.Site {
+func SiteOf(s queue.Site) api.Site {
 	a := api.Site{
-		Name: s.Name, Domains: s.Domains, Queued: s.Queued, InFlight: s.InFlight, Held: s.Held, Due: s.Due, NextDue: stamp(s.NextDue),
+		Name: s.Name, Lane: s.Lane, Domains: s.Domains, Queued: s.Queued, InFlight: s.InFlight, Held: s.Held, Due: s.Due, NextDue: stamp(s.NextDue),
 		Connections: s.Batches, Limit: s.Limit, Allowed: s.Allowed, Own: s.Own, Living: s.Living, Failures: s.Failures,
 		Succeeded: stamp(s.Succeeded), Suspended: stamp(s.Suspended), Paced: stamp(s.Paced),
 	}

@@ -71,7 +71,7 @@ func recipientsOf(v *queue.View, first, most int) []api.QueueRecipient {
 		r := &v.Recipients[i]
 		to := api.QueueRecipient{
 			Address: r.Address, Status: r.Status.String(), Attempts: int(r.Attempts), Last: stamp(r.Last), Reply: replyText(r.State),
-			Where: r.Where, Channel: r.Channel, Domain: r.Domain, Site: r.Site, InFlight: r.InFlight, Perhaps: r.Perhaps,
+			Where: r.Where, Channel: r.Channel, Domain: r.Domain, Site: r.Site, Lane: r.Lane, InFlight: r.InFlight, Perhaps: r.Perhaps,
 			Warned: r.Warned, Reported: r.Reported,
 		}
 		if !r.Status.Done() && v.Hold == nil {

@@ -103,9 +103,11 @@ type QueueRecipient struct {
 	// Channel and Domain are how it leaves.
 	Channel string `json:"channel"`
 	Domain  string `json:"domain"`
-	// Site is where it waits, InFlight whether a delivery is going on; they
-	// are known while it is not done with.
+	// Site is where it waits, Lane by which pool of source addresses it leaves, ""
+	// for the ordinary one, InFlight whether a delivery is going on; they are known
+	// while it is not done with.
 	Site     string `json:"site,omitempty"`
+	Lane     string `json:"lane,omitempty"`
 	InFlight bool   `json:"in_flight,omitempty"`
 	// Perhaps is set if the message may have been delivered although that was not
 	// acknowledged.
@@ -227,9 +229,11 @@ type Verify struct {
 	More int `json:"more,omitempty"`
 }
 
-// Site is one far end of connections.
+// Site is one far end of connections, as far as mail leaves by one lane.
 type Site struct {
-	Name     string `json:"name"`
+	Name string `json:"name"`
+	// Lane is the pool of source addresses, "" for the ordinary one.
+	Lane     string `json:"lane,omitempty"`
 	Domains  int    `json:"domains"`
 	Queued   int    `json:"queued"`
 	InFlight int    `json:"in_flight"`
