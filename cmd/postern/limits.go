@@ -27,14 +27,13 @@ type limits struct {
 	// wait, and resolver finds the addresses of hosts, for people. They are set once,
 	// before anything is asked.
 	exit     *smtp.Exit
-	queue    *queue.Queue // nil for none
+	queue    *queue.Queue
 	resolver smtp.Resolver
 
 	done chan struct{} // closed to end the sweeping
 	wg   sync.WaitGroup
 
-	counts  limitCounts
-	callers callers
+	counts limitCounts
 
 	mu    sync.Mutex
 	sites map[string]*knownSite
@@ -63,12 +62,7 @@ func newLimits(c func() *config.Config, resolver smtp.Resolver) (*limits, error)
 	return l, nil
 }
 
-func (l *limits) wake(site string) {
-	if l.queue != nil {
-		l.queue.Admissible(site)
-	}
-	l.callers.wake(site)
-}
+func (l *limits) wake(site string) { l.queue.Admissible(site) }
 
 // limited are the limits that the configuration in force gives a key.
 func (l *limits) limited(k limit.Key) config.Limited {
@@ -218,19 +212,9 @@ type permit struct {
 
 // admit is the queue's question, with the queue locked.
 func (l *limits) admit(now time.Time, site, _ string) (queue.Leave, *queue.Wait) {
-	leave, no := l.allow(now, lane{site: site})
-	if no != nil {
-		return nil, &queue.Wait{Until: no.Until}
-	}
-	return leave, nil
-}
-
-// allow gives leave for one message, or says what stands in the way.
-func (l *limits) allow(now time.Time, at lane) (*permit, *limit.Refusal) {
-	site := at.site
 	if no := l.gate.Suspended(now, l.path(site)); no != nil {
 		l.counts.refused(no)
-		return nil, no
+		return nil, &queue.Wait{Until: no.Until}
 	}
 	_, free := l.exit.Connections(site)
 	l.mu.Lock()
@@ -242,7 +226,7 @@ func (l *limits) allow(now time.Time, at lane) (*permit, *limit.Refusal) {
 	l.mu.Unlock()
 	t, no := l.open(now, site)
 	if no != nil {
-		return nil, no
+		return nil, &queue.Wait{Until: no.Until}
 	}
 	v := &permit{l: l, site: site}
 	v.ticket.Store(t)
