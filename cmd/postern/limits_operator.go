@@ -349,10 +349,10 @@ func (l *limits) Change(ctx context.Context, what string, s api.SiteChange) (api
 		if b == (limit.Bounds{}) {
 			return done, errors.New("no limit is given")
 		}
-		l.gate.Set(k, b, until, why)
+		l.gate.Set(now, k, b, until, why)
 		done.Until = isoTime(until)
 	case "suspend":
-		l.gate.Suspend(k, until, why)
+		l.gate.Suspend(now, k, until, why)
 		done.Until = isoTime(until)
 	case "resume":
 		done.Changed = l.gate.Resume(now, k)

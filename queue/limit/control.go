@@ -23,12 +23,13 @@ const (
 
 // Move is one change of a Control, for people.
 type Move struct {
-	Time time.Time
+	Time time.Time `json:"time"`
 	// What was changed, and from what to what.
-	What     string
-	From, To string
+	What string `json:"what"`
+	From string `json:"from,omitempty"`
+	To   string `json:"to"`
 	// Why is the answer or the event behind it.
-	Why string
+	Why string `json:"why"`
 }
 
 // Control finds out how much a site wants of a source. The Gate has one for each
@@ -79,7 +80,7 @@ func (c *Control) moved(now time.Time, what, from, to, why string) {
 	if len(c.moves) == keptMoves {
 		c.moves = append(c.moves[:0], c.moves[1:]...)
 	}
-	c.moves = append(c.moves, Move{now, what, from, to, why})
+	c.moves = append(c.moves, Move{now, what, from, to, clipped(why, maxWhy)})
 }
 
 // change sets the limit and begins an epoch.
@@ -213,7 +214,7 @@ func (c *Control) sleep(now time.Time, d time.Duration, why string) {
 	until := now.Add(d)
 	if until.After(c.until) {
 		c.moved(now, "suspended", "", d.String(), why)
-		c.until, c.why = until, why
+		c.until, c.why = until, clipped(why, maxWhy)
 	}
 }
 

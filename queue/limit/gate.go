@@ -83,6 +83,7 @@ type pair struct{ site, source string }
 
 // hold is an operator's word about a key.
 type hold struct {
+	since   time.Time
 	until   time.Time // zero: for ever
 	why     string
 	suspend bool

@@ -264,7 +264,7 @@ func TestOperatorsWord(t *testing.T) {
 	woken := 0
 	g := New(Options{Wake: func(string) { woken++ }})
 	site := Key{Site, "x"}
-	g.Suspend(site, start.Add(time.Hour), "they asked us to")
+	g.Suspend(start, site, start.Add(time.Hour), "they asked us to")
 	if _, no := g.Open(start, Path{Site: "x"}); no == nil || no.What != "suspended" || no.Why != "they asked us to" || !no.Until.Equal(start.Add(time.Hour)) {
 		t.Fatalf("%v", no)
 	}
@@ -275,7 +275,7 @@ func TestOperatorsWord(t *testing.T) {
 	if _, no := g.Open(start.Add(time.Hour), Path{Site: "x"}); no != nil {
 		t.Fatalf("after its end: %v", no)
 	}
-	g.Set(site, Bounds{Connections: 1}, start.Add(2*time.Hour), "for a while")
+	g.Set(start, site, Bounds{Connections: 1}, start.Add(2*time.Hour), "for a while")
 	if _, no := g.Open(start.Add(time.Hour), Path{Site: "x"}); no == nil || no.Limit != "1" {
 		t.Fatalf("%v", no)
 	}
@@ -334,7 +334,7 @@ func TestSuspendedGetsNothing(t *testing.T) {
 	until := start.Add(time.Hour)
 	keys := []Key{{Source, "us"}, {Provider, "big"}, {Group, "some"}, {Group, "net"}, {Site, "x"}, {Address, "192.0.2.1"}}
 	for i, key := range keys {
-		g.Suspend(key, until, "a reason")
+		g.Suspend(start, key, until, "a reason")
 		if no := k.Message(start, 1); no == nil || no.Key != key || no.What != "suspended" || no.Why != "a reason" || !no.Until.Equal(until) {
 			t.Errorf("%v is suspended: %v", key, no)
 		}
@@ -342,7 +342,7 @@ func TestSuspendedGetsNothing(t *testing.T) {
 		if no := g.Suspended(start, p); known != (no != nil) {
 			t.Errorf("%v is suspended: %v", key, no)
 		}
-		if held := g.Held(start); len(held) != 1 || held[0] != (Held{Key: key, Suspended: true, Until: until, Why: "a reason"}) {
+		if held := g.Held(start); len(held) != 1 || held[0] != (Held{Key: key, Suspended: true, Since: start, Until: until, Why: "a reason"}) {
 			t.Errorf("%+v", held)
 		}
 		if !g.Resume(start, key) {

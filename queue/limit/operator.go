@@ -11,10 +11,10 @@ import (
 // Suspend admits nothing for a key until then; a zero time means until Resume.
 // What is open stays, and gets no further messages. It replaces an operator's
 // earlier word about the key.
-func (g *Gate) Suspend(k Key, until time.Time, why string) {
+func (g *Gate) Suspend(now time.Time, k Key, until time.Time, why string) {
 	g.mu.Lock()
 	defer g.unlock()
-	g.holds[k] = hold{until: until, why: why, suspend: true}
+	g.holds[k] = hold{since: now, until: until, why: why, suspend: true}
 }
 
 // Suspended says whether a path is suspended, by an operator or by an answer that
@@ -44,11 +44,26 @@ func (g *Gate) suspended(now time.Time, keys []Key, p Path, c *Control) (no *Ref
 
 // Set puts bounds over the configured ones until then; a zero time means until
 // Resume.
-func (g *Gate) Set(k Key, b Bounds, until time.Time, why string) {
+func (g *Gate) Set(now time.Time, k Key, b Bounds, until time.Time, why string) {
 	g.mu.Lock()
 	defer g.unlock()
-	g.holds[k] = hold{until: until, why: why, bounds: b}
+	g.holds[k] = hold{since: now, until: until, why: why, bounds: b}
 	g.wakeAll(k)
+}
+
+// Restore takes in operators' words that Held listed before a restart, and returns
+// how many of them still hold. One that was said since stands.
+func (g *Gate) Restore(now time.Time, all []Held) (n int) {
+	g.mu.Lock()
+	defer g.unlock()
+	for _, h := range all {
+		held := hold{since: h.Since, until: h.Until, why: h.Why, suspend: h.Suspended, bounds: h.Bounds}
+		if _, there := g.holds[h.Key]; !there && held.holds(now) {
+			g.holds[h.Key] = held
+			n++
+		}
+	}
+	return n
 }
 
 // Resume takes an operator's word about a key back and, for a site, the
@@ -129,9 +144,9 @@ type Held struct {
 	Key       Key
 	Suspended bool
 	Bounds    Bounds
-	// Until is zero if it holds until Resume.
-	Until time.Time
-	Why   string
+	// Since is when it was said; Until is zero if it holds until Resume.
+	Since, Until time.Time
+	Why          string
 }
 
 // Held lists the operator's words that hold, by key.
@@ -140,7 +155,7 @@ func (g *Gate) Held(now time.Time) (all []Held) {
 	defer g.unlock()
 	for k, h := range g.holds {
 		if h.holds(now) {
-			all = append(all, Held{k, h.suspend, h.bounds, h.until, h.why})
+			all = append(all, Held{k, h.suspend, h.bounds, h.since, h.until, h.why})
 		}
 	}
 	slices.SortFunc(all, func(a, b Held) int {

@@ -36,8 +36,11 @@ type meter struct {
 	since   int64 // the first one
 }
 
+// bucket is the number of a time's bucket.
+func bucket(t time.Time) int64 { return t.UnixNano() / int64(bucketTime) }
+
 func (m *meter) roll(now time.Time) {
-	b := now.UnixNano() / int64(bucketTime)
+	b := bucket(now)
 	if m.since == 0 || b-m.at >= meterBuckets {
 		*m = meter{at: b, since: b}
 		return
