@@ -72,8 +72,11 @@ func (c *cache) fly(ctx context.Context, q question, f *flight, deadline time.Du
 	defer cancel()
 	f.a, f.err = ask(ctx, q)
 	c.mu.Lock()
-	delete(c.flights, q)
-	if f.err == nil && f.a.ttl > 0 {
+	current := c.flights[q] == f
+	if current {
+		delete(c.flights, q)
+	}
+	if current && f.err == nil && f.a.ttl > 0 {
 		c.entries[q] = c.order.PushFront(&entry{q, f.a, c.now().Add(f.a.ttl)})
 		for c.order.Len() > c.max {
 			c.drop(c.order.Back())
@@ -86,4 +89,20 @@ func (c *cache) fly(ctx context.Context, q question, f *flight, deadline time.Du
 func (c *cache) drop(e *list.Element) {
 	delete(c.entries, e.Value.(*entry).q)
 	c.order.Remove(e)
+}
+
+// forget drops the answers for a name, and has questions that are under way asked
+// again by whoever comes next. It returns how many answers there were.
+func (c *cache) forget(name string, kinds []uint16) (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, kind := range kinds {
+		q := question{name, kind}
+		if e, ok := c.entries[q]; ok {
+			c.drop(e)
+			n++
+		}
+		delete(c.flights, q)
+	}
+	return n
 }

@@ -301,6 +301,20 @@ func printable(name string) string {
 	}, name)
 }
 
+// kinds are those that are asked for.
+var kinds = [...]uint16{dns.TypeMX, dns.TypeA, dns.TypeAAAA, dns.TypeTXT, dns.TypePTR}
+
+// Forget drops what is remembered of a name, so that the DNS is asked again, and
+// returns how many answers that were. Who waits for an answer gets it still; what
+// arrives after Forget for a question before it is not remembered.
+func (r *Resolver) Forget(name string) int {
+	q, err := ascii(name)
+	if err != nil {
+		return 0
+	}
+	return r.cache.forget(dns.Fqdn(q), kinds[:])
+}
+
 // answer is what is kept of a response. An empty answer without an error is a
 // name that exists without such records.
 type answer struct {

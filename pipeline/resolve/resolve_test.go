@@ -412,6 +412,64 @@ func TestOneQuestionForAll(t *testing.T) {
 	}
 }
 
+// TestForget: what was forgotten is asked for again, and an answer that was under way
+// meanwhile reaches those who wait for it, and nobody later.
+func TestForget(t *testing.T) {
+	release := make(chan struct{})
+	var mx atomic.Pointer[string]
+	old, next := "d.test. 600 IN MX 10 old.d.test.", "d.test. 600 IN MX 10 new.d.test."
+	mx.Store(&old)
+	s := serve(t, func(m, q *dns.Msg, network string) bool {
+		record := *mx.Load()
+		if q.Question[0].Name == "d.test." && q.Question[0].Qtype == dns.TypeMX {
+			<-release
+		}
+		return zone(t, record, "d.test. 600 IN A 192.0.2.1", "other.test. 600 IN MX 10 mx.other.test.", "xn--mnchen-3ya.test. 600 IN MX 10 mx.other.test.")(m, q, network)
+	})
+	r := resolver(t, resolve.Options{Timeout: time.Minute, Deadline: time.Minute}, s.addr)
+	host := func(name string) string {
+		got, err := r.LookupMX(t.Context(), name)
+		if err != nil || len(got.Hosts) != 1 {
+			t.Errorf("%s: %+v %v", name, got, err)
+			return ""
+		}
+		return got.Hosts[0].Name
+	}
+	waits := make(chan string)
+	go func() { waits <- host("d.test") }()
+	for s.total() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if n := r.Forget("d.test"); n != 0 {
+		t.Errorf("%d answers were forgotten before there were any", n)
+	}
+	mx.Store(&next)
+	later := make(chan string)
+	go func() { later <- host("d.test") }()
+	for s.total() == 1 {
+		time.Sleep(time.Millisecond)
+	}
+	close(release)
+	if a, b := <-waits, <-later; a != "old.d.test" || b != "new.d.test" || host("d.test") != "new.d.test" {
+		t.Errorf("who asked before hears %s, who asked after %s", a, b)
+	}
+	if _, err := r.LookupAddrs(t.Context(), "d.test"); err != nil {
+		t.Fatal(err)
+	}
+	host("other.test")
+	mx.Store(&old)
+	asked := s.times("other.test. MX udp")
+	if n := r.Forget("D.test."); n != 3 || host("d.test") != "old.d.test" { // MX, A, and that there is no AAAA
+		t.Errorf("%d answers were forgotten", n)
+	}
+	if host("other.test"); s.times("other.test. MX udp") != asked {
+		t.Error("another name was forgotten, too")
+	}
+	if host("münchen.test"); r.Forget("münchen.test") != 1 || r.Forget("münchen.test") != 0 || r.Forget("nobody.test") != 0 || r.Forget("\xff") != 0 {
+		t.Error("names are not found as they are asked for")
+	}
+}
+
 func TestDeadline(t *testing.T) {
 	s := serve(t, func(_, _ *dns.Msg, _ string) bool { return false })
 	r := resolver(t, resolve.Options{Timeout: time.Hour, Deadline: 100 * time.Millisecond}, s.addr)
