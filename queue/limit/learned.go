@@ -83,29 +83,39 @@ func (c *Control) weight(now time.Time) int {
 // refused, then the rest, the one that was used last first. How much of a rate is
 // used up is not part of it.
 func (g *Gate) Export(now time.Time, most int) []Learned {
-	g.mu.Lock()
-	defer g.unlock()
 	type known struct {
 		pair
-		c      *Control
 		weight int
+		last   time.Time
 	}
 	var all []known
+	g.mu.Lock()
 	for p, c := range g.controls {
 		if w := c.weight(now); w > 0 && !c.idle(now) {
-			all = append(all, known{p, c, w})
+			all = append(all, known{p, w, c.last})
 		}
 	}
+	g.unlock()
 	slices.SortFunc(all, func(a, b known) int {
-		return cmp.Or(cmp.Compare(b.weight, a.weight), b.c.last.Compare(a.c.last), strings.Compare(a.site, b.site), strings.Compare(a.source, b.source))
+		return cmp.Or(cmp.Compare(b.weight, a.weight), b.last.Compare(a.last), strings.Compare(a.site, b.site), strings.Compare(a.source, b.source))
 	})
 	all = all[:min(len(all), max(0, most))]
-	learned := make([]Learned, len(all))
-	for i, k := range all {
-		learned[i] = k.c.learned(now, k.site, k.source)
+	learned := make([]Learned, 0, len(all))
+	for some := range slices.Chunk(all, exportedAtOnce) {
+		g.mu.Lock()
+		for _, k := range some {
+			if c := g.controls[k.pair]; c != nil {
+				learned = append(learned, c.learned(now, k.site, k.source))
+			}
+		}
+		g.unlock()
 	}
 	return learned
 }
+
+// exportedAtOnce is how many sites are exported with the Gate locked, for which
+// deliveries wait.
+const exportedAtOnce = 100
 
 func (c *Control) learned(now time.Time, site, source string) Learned {
 	l := Learned{

@@ -2,6 +2,7 @@ package limit
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -93,15 +94,17 @@ var recordSum = crc32.MakeTable(crc32.Castagnoli)
 func (r *Record) Write(w io.Writer) error {
 	out := bufio.NewWriterSize(w, 64<<10)
 	sum, lines := uint32(0), 0
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
 	put := func(l line) error {
-		b, err := json.Marshal(l)
-		if err != nil {
+		b.Reset()
+		if err := enc.Encode(l); err != nil {
 			return err
 		}
-		b = append(b, '\n')
-		sum = crc32.Update(sum, recordSum, b)
+		sum = crc32.Update(sum, recordSum, b.Bytes())
 		lines++
-		_, err = out.Write(b)
+		_, err := b.WriteTo(out)
 		return err
 	}
 	if err := put(line{Head: &head{recordVersion, r.Time.UTC()}}); err != nil {
