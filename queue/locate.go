@@ -126,14 +126,16 @@ func (q *Queue) relocate(b schedule.Batch, t *track) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	now := q.o.Now()
-	if at, ok := q.relocated[b.Domain]; ok && b.Site != unlocated && now.Sub(at) < relocateAgain {
-		return false
+	if at, _ := q.schedule.SiteOf(b.Channel, b.Domain); at != to { // else another batch has moved it meanwhile
+		if at, ok := q.relocated[b.Domain]; ok && b.Site != unlocated && now.Sub(at) < relocateAgain {
+			return false
+		}
+		if len(q.relocated) >= maxRelocated {
+			clear(q.relocated)
+		}
+		q.relocated[b.Domain] = now
+		q.schedule.Assign(b.Domain, to)
 	}
-	if len(q.relocated) >= maxRelocated {
-		clear(q.relocated)
-	}
-	q.relocated[b.Domain] = now
-	q.schedule.Assign(b.Domain, to)
 	t.inFlight--
 	if err := q.schedule.Return(now, b); err != nil {
 		q.o.Log.Error("the schedule does not know a batch; this is a fault in Postern", "id", t.id.String(), "error", err)
