@@ -42,6 +42,7 @@ var checks = []func(*loader){
 	(*loader).checkRunsAs,
 	(*loader).checkQueue,
 	(*loader).checkLimitsAbroad,
+	(*loader).checkPools,
 	(*loader).checkBounce,
 	(*loader).checkMailboxes,
 	(*loader).checkRoutes,

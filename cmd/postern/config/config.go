@@ -81,6 +81,7 @@ type Config struct {
 	locals    map[string]bool
 	tls       map[string]*TLS // by domain
 	limits    siteLimits
+	pools     pools
 	set       map[string]place         // of what was written, by path
 	from      map[string]string        // of what was not, if it is no plain default
 	options   map[string]reflect.Value // the filters' own structs, for Effective

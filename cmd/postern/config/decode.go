@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/pelletier/go-toml/v2"
+
 	"github.com/postern-mta/postern/rules"
 )
 
@@ -182,6 +184,8 @@ func (d *decoder) text(n *node, path string, f *field, v reflect.Value) {
 		s = value
 	case int64:
 		s = strconv.FormatInt(value, 10)
+	case toml.LocalDate:
+		s = value.String()
 	case []any:
 		d.texts(n, path, f, v)
 		return

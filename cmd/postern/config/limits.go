@@ -121,12 +121,6 @@ type Address struct {
 	Bounds
 }
 
-// Source is a table [source.NAME]: the limits of all that leaves from an address
-// of ours.
-type Source struct {
-	Bounds
-}
-
 // DefaultLimits is the name of the tables for all that no other table is about.
 const DefaultLimits = "default"
 
@@ -178,6 +172,7 @@ type siteLimits struct {
 	domains         map[string]string // the group of a domain or .suffix
 	providers       []limit.KnownProvider
 	provided        map[string]Limited
+	warmups         map[string]limit.Warmup // by source
 }
 
 // SiteLimits are those of a site that is in groups: what the first of them says
@@ -297,13 +292,7 @@ func (l *loader) checkLimitsAbroad() {
 	}
 	l.limits.address = l.limitsAt("address.default", l.Address.Default.Bounds).over(limited(limit.DefaultAddress(), "default"))
 	l.Address.Default.Bounds = boundsOf(l.limits.address.Bounds)
-	for _, name := range sorted(l.Source) {
-		path := "source." + name
-		if name != DefaultLimits {
-			l.suggest(l.at(path), rules.Suggest(name, []string{DefaultLimits}), "[%s]: all mail leaves from the address that the system chooses, which is called default: write [source.default]", path)
-		}
-		l.limits.sources[name] = l.limitsAt(path, l.Source[name].Bounds)
-	}
+	l.checkSources()
 }
 
 // limitsAt are the bounds of a table, with their places.

@@ -86,7 +86,7 @@ func TestFullFileHasEveryKey(t *testing.T) {
 	from := map[string]string{}
 	for _, s := range c.Effective() {
 		parts := strings.Split(s.Key, ".")
-		if len(parts) > 2 && slices.Contains([]string{"listen", "chain_options", "filter", "certificate", "auth", "tls", "site", "provider", "source", "plugin"}, parts[0]) {
+		if len(parts) > 2 && slices.Contains([]string{"listen", "chain_options", "filter", "certificate", "auth", "tls", "site", "provider", "source", "pool", "plugin"}, parts[0]) {
 			if parts[1] = "NAME"; from[strings.Join(parts, ".")] != "" && !strings.HasPrefix(s.From, "testdata/") {
 				continue
 			}
@@ -94,7 +94,7 @@ func TestFullFileHasEveryKey(t *testing.T) {
 		from[strings.Join(parts, ".")] = s.From
 	}
 	for _, k := range Reference(nil) {
-		if strings.HasPrefix(k.Type, "a table") || strings.HasPrefix(k.Path, "route.NAME.") || k.Path == "domains" {
+		if strings.HasPrefix(k.Type, "a table") || strings.HasPrefix(k.Path, "route.NAME.") || strings.HasPrefix(k.Path, "source.NAME.warmup.") || k.Path == "domains" {
 			continue
 		}
 		if !strings.HasPrefix(from[k.Path], "testdata/good-full.toml:") {

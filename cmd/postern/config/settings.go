@@ -74,11 +74,14 @@ type Settings struct {
 	// Outbound and TLS are about connections to other servers.
 	Outbound Outbound        `toml:"outbound" doc:"how mail leaves over the network; it counts from the next start"`
 	TLS      map[string]*TLS `toml:"tls" keys:"names" doc:"how connections to other servers are protected: [tls.default] for all, and tables for some domains" unset:"opportunistic for all"`
-	// Site, Provider, Address and Source are limits of what is sent.
+	// Site, Provider, Address and Source are limits of what is sent, and Source is
+	// where it leaves from.
 	Site     map[string]*Site     `toml:"site" keys:"names" doc:"limits of what is sent: [site.default] for the hosts of each domain, and tables for groups that share their limits" unset:"20 connections, 100 new ones a minute, 100 messages a second, 100 messages and 1000 recipients a connection; control/supplsX and concurrencysupplX are groups"`
 	Provider map[string]*Provider `toml:"provider" keys:"names" doc:"limits that all sites of a provider share, over those of the shipped table, key by key" unset:"the shipped table: postern site providers"`
 	Address  Addresses            `toml:"address" doc:"limits of addresses that are connected to"`
-	Source   map[string]*Source   `toml:"source" keys:"names" doc:"limits of all that leaves from an address of ours; [source.default] is for the one that the system chooses" unset:"none"`
+	Source   map[string]*Source   `toml:"source" keys:"names" doc:"addresses of ours that mail leaves from, a table for each, with the limits of all that does; [source.default] is for the one that the system chooses" unset:"the one that the system chooses, without limits"`
+	// Pool are sources for some mail.
+	Pool map[string]*Pool `toml:"pool" keys:"names" doc:"which mail leaves from which sources: [pool.default] is for all mail that is in no other pool. A message is in the first pool of the file whose rule matches it, else in the one that names its sender's address, domain, or nearest domain above" unset:"control/domainbindings and outgoingip, else all mail leaves from the address that the system chooses"`
 	// Certificate and ACME are about TLS, Auth about logins.
 	Certificate map[string]*Certificate `toml:"certificate" keys:"names" doc:"certificates of the SMTP entrances, a table for each"`
 	ACME        ACME                    `toml:"acme" doc:"certificates from an authority that speaks ACME (RFC 8555)"`
