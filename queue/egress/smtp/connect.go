@@ -70,6 +70,9 @@ func (v *visit) run(ctx context.Context, w *walk) {
 	v.key.group = v.target.group()
 	if l := a.x.kept.take(v.key, v.target.site.Name); l != nil {
 		a.sessions++
+		if a.job.Reuses != nil {
+			a.job.Reuses()
+		}
 		if v.session(ctx, l); !a.again {
 			return
 		}

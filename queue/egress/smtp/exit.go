@@ -126,6 +126,9 @@ type Job struct {
 	// Ticket is leave for a connection from there that the caller has got of the Gate
 	// already. The Exit sets it to nil if it makes use of it; else it is the caller's.
 	Ticket Ticket
+	// Reuses, if set, is called when a connection that was free is taken for the job:
+	// the Ticket is of no use for that, and others may want it. It may take it away.
+	Reuses func()
 }
 
 // source is where the job leaves from.

@@ -164,12 +164,14 @@ func TestJobsTicketIsUsedOnce(t *testing.T) {
 	first, second := job("d.test", "r@d.test"), job("d.test", "r@d.test")
 	first.Ticket, second.Ticket = &ticket{g: g}, &ticket{g: g}
 	g.open = 2
+	reused := 0
 	for _, j := range []*smtp.Job{first, second} {
+		j.Reuses = func() { reused++ }
 		if r := one(t, x, j); r.Reply.Class != reply.Success {
 			t.Fatalf("%+v", r)
 		}
 	}
-	if first.Ticket != nil || second.Ticket == nil {
+	if first.Ticket != nil || second.Ticket == nil || reused != 1 {
 		t.Error("the first job's ticket is for its connection, the second job needs none and keeps its own")
 	}
 	if st := s.Stats(); st.Connections != 1 {
