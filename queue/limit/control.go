@@ -62,6 +62,8 @@ type Control struct {
 
 	moves []Move
 	last  time.Time
+	// provider is that of the site, as it was last asked for.
+	provider string
 }
 
 // conn is a connection as its Control knows it.

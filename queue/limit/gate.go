@@ -14,6 +14,9 @@ type Path struct {
 	Provider string
 	Groups   []string
 	Site     string
+	// Routed is set where a route leads there and not the DNS: whose mail is asked
+	// for knows us, and no plan of a new source counts.
+	Routed bool
 }
 
 // keys are the path's, from the outermost.
@@ -61,6 +64,8 @@ type Options struct {
 	// Bounds are the configured limits of a key; nil, or a field that is not set,
 	// means the defaults of sites and addresses, and none for the other levels.
 	Bounds func(Key) Bounds
+	// Warmup is the plan of a source; nil: none has one.
+	Warmup func(source string) Warmup
 	// Classes tell what answers mean; nil: only what Answer's code says.
 	Classes *Classes
 	// Wake is told of a site that was refused without a time, when it is worth
@@ -76,6 +81,8 @@ type Gate struct {
 	counters map[Key]*counter
 	controls map[pair]*Control
 	holds    map[Key]hold
+	blocks   map[pair]block // by provider and source
+	quotas   map[quotaKey]*quota
 	woken    []string // to be told when the lock is free
 }
 
@@ -104,7 +111,7 @@ func New(o Options) *Gate {
 	if o.Classes == nil {
 		o.Classes = &Classes{}
 	}
-	return &Gate{o: o, counters: map[Key]*counter{}, controls: map[pair]*Control{}, holds: map[Key]hold{}}
+	return &Gate{o: o, counters: map[Key]*counter{}, controls: map[pair]*Control{}, holds: map[Key]hold{}, blocks: map[pair]block{}, quotas: map[quotaKey]*quota{}}
 }
 
 // unlock frees the Gate and tells who may ask again.
@@ -156,6 +163,7 @@ func (g *Gate) control(p Path) *Control {
 		c = newControl()
 		g.controls[key] = c
 	}
+	c.provider = p.Provider
 	return c
 }
 
@@ -228,15 +236,23 @@ type Ticket struct {
 func (g *Gate) Open(now time.Time, p Path) (*Ticket, *Refusal) {
 	g.mu.Lock()
 	defer g.unlock()
+	t, no := g.open(now, p)
+	if no != nil {
+		g.refuse(no, p.Site)
+	}
+	return t, no
+}
+
+// open is Open; the Gate is locked, and notes nobody as waiting.
+func (g *Gate) open(now time.Time, p Path) (*Ticket, *Refusal) {
 	keys := p.keys()
 	var no *Refusal
 	for _, k := range keys {
 		no = tighter(no, g.admits(now, k, g.bounds(now, k)))
 	}
 	c := g.control(p)
-	no = tighter(no, g.controlAdmits(now, p, c))
+	no = tighter(tighter(no, g.controlAdmits(now, p, c)), g.exhausted(now, p, false))
 	if no != nil {
-		g.refuse(no, p.Site)
 		return nil, no
 	}
 	for _, k := range keys {
@@ -250,6 +266,9 @@ func (g *Gate) controlAdmits(now time.Time, p Path, c *Control) *Refusal {
 	key := Key{Adapted, p.adapted()}
 	if now.Before(c.until) {
 		return &Refusal{Key: key, What: "suspended", Until: c.until, Why: c.why}
+	}
+	if no := g.blocksPath(now, p); no != nil {
+		return no
 	}
 	allowed := c.connections(now, most(g.bounds(now, Key{Site, p.Site}).Connections))
 	if c.failures >= failuresToSleep {
@@ -416,6 +435,7 @@ func (t *Ticket) Message(now time.Time, recipients int) *Refusal {
 			}
 		}
 	}
+	no = tighter(no, g.exhausted(now, t.path, false))
 	if no != nil {
 		g.refuse(no, t.path.Site)
 		return no
@@ -433,6 +453,7 @@ func (t *Ticket) Message(now time.Time, recipients int) *Refusal {
 			c.msgs = r.spend(now.UnixNano(), c.msgs)
 		}
 	}
+	g.begun(now, t.path)
 	t.sent++
 	t.rcpts += recipients
 	t.conn.message = epoch
@@ -484,7 +505,7 @@ func (t *Ticket) Said(now time.Time, a Answer) Meaning {
 		}
 		c.tooFast(now, &t.conn, why)
 	case Blocked:
-		c.sleep(now, m.Pause, why)
+		t.g.blocked(now, t.path, c, m.Pause, why)
 	case Down:
 		c.unreachable(now, why)
 	}

@@ -39,7 +39,7 @@ func (g *Gate) suspended(now time.Time, keys []Key, p Path, c *Control) (no *Ref
 	if c != nil && c.failures < failuresToSleep && now.Before(c.until) {
 		no = tighter(no, &Refusal{Key: Key{Adapted, p.adapted()}, What: "suspended", Until: c.until, Why: c.why})
 	}
-	return no
+	return tighter(no, g.blocksPath(now, p))
 }
 
 // Set puts bounds over the configured ones until then; a zero time means until
@@ -66,22 +66,15 @@ func (g *Gate) Restore(now time.Time, all []Held) (n int) {
 	return n
 }
 
-// Resume takes an operator's word about a key back and, for a site, the
-// suspensions that its answers brought, from all sources. It reports whether
-// there was anything to take back.
+// Resume takes an operator's word about a key back and the suspensions that answers
+// brought: those of a site or a provider from all sources, those of a source
+// everywhere. It reports whether there was anything to take back.
 func (g *Gate) Resume(now time.Time, k Key) bool {
 	g.mu.Lock()
 	defer g.unlock()
 	_, found := g.holds[k]
 	delete(g.holds, k)
-	if k.Level == Site {
-		for p, c := range g.controls {
-			if p.site == k.Name && now.Before(c.until) {
-				c.resume()
-				found = true
-			}
-		}
-	}
+	found = g.unblock(now, k) || found
 	g.wakeAll(k)
 	if k.Level == Site {
 		g.woken = append(g.woken, k.Name)
@@ -131,6 +124,7 @@ func (g *Gate) Sweep(now time.Time) {
 			g.free(key, max(0, c.connections(now, most(g.bounds(now, Key{Site, p.site}).Connections))-c.open))
 		}
 	}
+	g.sweepPools(now)
 	at := now.UnixNano()
 	for k, c := range g.counters {
 		if c.open == 0 && len(c.waiting) == 0 && c.conns <= at && c.msgs <= at && at-c.last > int64(forgetAfter) {
@@ -224,7 +218,7 @@ func (g *Gate) Explain(now time.Time, p Path, addresses ...string) Explanation {
 		control = newControl()
 	}
 	e.Control = control.state(now)
-	e.Binding = tighter(e.Binding, g.lookControl(now, p, control))
+	e.Binding = tighter(tighter(e.Binding, g.lookControl(now, p, control)), g.exhausted(now, p, true))
 	if no := g.suspended(now, p.keys(), p, control); no != nil {
 		e.Binding = no // whatever else there is would not let it go
 	}
