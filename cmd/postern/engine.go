@@ -222,7 +222,7 @@ func (x remoteExit) Deliver(ctx context.Context, j *queue.Job) ([]queue.Result, 
 		defer release()
 	}
 	if v, ok := j.Leave.(*permit); ok {
-		job.Ticket = v.take()
+		v.lend(job)
 		defer func() { v.back(job.Ticket) }()
 	}
 	got := x.exit.Deliver(ctx, job)

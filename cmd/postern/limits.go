@@ -207,7 +207,7 @@ type permit struct {
 	l      *limits
 	site   string
 	ticket atomic.Pointer[ticket]
-	free   bool
+	free   atomic.Bool // a free connection is promised, and was not taken yet
 }
 
 // admit is the queue's question, with the queue locked.
@@ -221,7 +221,9 @@ func (l *limits) admit(now time.Time, site, _ string) (queue.Leave, *queue.Wait)
 	if l.free[site] < free {
 		l.free[site]++
 		l.mu.Unlock()
-		return &permit{l: l, site: site, free: true}, nil
+		v := &permit{l: l, site: site}
+		v.free.Store(true)
+		return v, nil
 	}
 	l.mu.Unlock()
 	t, no := l.open(now, site)
@@ -241,6 +243,32 @@ func (v *permit) take() smtp.Ticket {
 	return nil
 }
 
+// lend gives a job what there is leave for. When a free connection is taken for it, a
+// promise is kept, or the ticket is for others.
+func (v *permit) lend(job *smtp.Job) {
+	job.Ticket = v.take()
+	job.Reuses = func() {
+		if t, ok := job.Ticket.(*ticket); ok {
+			job.Ticket = nil
+			t.giveBack()
+		}
+		v.settle()
+	}
+}
+
+// settle takes a promise off the account.
+func (v *permit) settle() bool {
+	if !v.free.Swap(false) {
+		return false
+	}
+	v.l.mu.Lock()
+	defer v.l.mu.Unlock()
+	if v.l.free[v.site]--; v.l.free[v.site] <= 0 {
+		delete(v.l.free, v.site)
+	}
+	return true
+}
+
 // back takes a ticket that the exit had no use for.
 func (v *permit) back(t smtp.Ticket) {
 	if mine, ok := t.(*ticket); ok {
@@ -253,17 +281,11 @@ func (v *permit) Release() {
 	if t := v.ticket.Swap(nil); t != nil {
 		t.giveBack()
 	}
-	if !v.free {
-		return
+	if v.settle() {
+		// While this counted, others may have been refused a connection that is free
+		// now, or will be.
+		v.l.wake(v.site)
 	}
-	v.l.mu.Lock()
-	if v.l.free[v.site]--; v.l.free[v.site] <= 0 {
-		delete(v.l.free, v.site)
-	}
-	v.l.mu.Unlock()
-	// While this counted, others may have been refused a connection that is free
-	// now, or will be.
-	v.l.wake(v.site)
 }
 
 // Open is the exit's question, for a connection that no leave was given for.
