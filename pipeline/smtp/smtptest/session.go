@@ -130,7 +130,13 @@ func (c *session) put(wire string) error {
 		_, err := c.w.WriteString(wire)
 		return err
 	}
+	return c.drip(wire, 0)
+}
+
+// drip writes a byte at a time, each after a pause.
+func (c *session) drip(wire string, pause time.Duration) error {
 	for i := range len(wire) {
+		c.s.sleep(pause)
 		if err := c.w.WriteByte(wire[i]); err != nil {
 			return err
 		}
@@ -139,6 +145,14 @@ func (c *session) put(wire string) error {
 		}
 	}
 	return nil
+}
+
+// putFor is put at the pace of a step.
+func (c *session) putFor(st *Step, wire string) error {
+	if st.Drip > 0 {
+		return c.drip(wire, st.Drip)
+	}
+	return c.put(wire)
 }
 
 // answer says the usual, or what a step has in its place. The code is that of
@@ -186,7 +200,7 @@ func (c *session) act(st *Step, text string) error {
 		c.s.sleep(st.Delay)
 	}
 	if st.Raw != "" {
-		if err := c.put(st.Raw); err != nil {
+		if err := c.putFor(st, st.Raw); err != nil {
 			return err
 		}
 	}
@@ -194,7 +208,7 @@ func (c *session) act(st *Step, text string) error {
 	if text != "" {
 		var wire string
 		wire, code = lines(text)
-		if err := c.put(wire); err != nil {
+		if err := c.putFor(st, wire); err != nil {
 			return err
 		}
 	}
@@ -214,14 +228,13 @@ func (c *session) end(st *Step) error {
 	if err := c.flush(); err != nil {
 		return err
 	}
-	tcp, _ := c.conn.(*net.TCPConn)
 	switch st.End {
 	case Abort:
-		if tcp != nil {
+		if tcp, ok := c.conn.(interface{ SetLinger(sec int) error }); ok {
 			tcp.SetLinger(0) //nolint:errcheck // then it is closed instead
 		}
 	case HalfClose:
-		if tcp != nil {
+		if tcp, ok := c.conn.(interface{ CloseWrite() error }); ok {
 			tcp.CloseWrite() //nolint:errcheck // then it is closed already
 		}
 		discard(c.conn)
@@ -232,7 +245,7 @@ func (c *session) end(st *Step) error {
 		// only a look at the connection would tell.
 		c.s.sleep(c.s.o.Idle)
 	case Endless:
-		for c.put(st.Raw) == nil && c.flush() == nil {
+		for c.putFor(st, st.Raw) == nil && c.flush() == nil {
 		}
 	}
 	return errOver

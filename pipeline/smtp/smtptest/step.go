@@ -89,8 +89,8 @@ type Step struct {
 	// Skip is how many times the point is passed before the step acts, Times how
 	// often it acts, 0 being always; over all connections.
 	Skip, Times int
-	// Delay is waited first.
-	Delay time.Duration
+	// Delay is waited first, and Drip before every byte of what is said.
+	Delay, Drip time.Duration
 	// Reply is said in place of the usual answer, its lines separated by LF:
 	// "450 4.2.1 later". The last line's code is what it means.
 	Reply string
