@@ -243,8 +243,15 @@ func (c *Client) reply(phase Phase, timeout time.Duration) (Reply, *Error) {
 	if rep.Code == 421 {
 		c.broken = true
 	}
+	if phase != Hello && len(rep.Text) > maxKept {
+		rep.Text = strings.Clone(rep.Text[:maxKept])
+	}
 	return rep, nil
 }
+
+// maxKept is how much of a reply's text is kept in bytes, but for the answer to EHLO,
+// whose lines all mean something: a transaction keeps one for each recipient.
+const maxKept = 4 << 10
 
 // ask sends one command and reads its reply.
 func (c *Client) ask(phase Phase, timeout time.Duration, command string) (Reply, *Error) {

@@ -53,6 +53,9 @@ type Capabilities struct {
 	Auth []string
 }
 
+// maxMechanisms is how many mechanisms of AUTH are kept.
+const maxMechanisms = 30
+
 // ParseCapabilities reads the answer to EHLO (RFC 5321 §4.1.1.1). Keywords that
 // mean nothing here are passed over.
 func ParseCapabilities(r Reply) Capabilities {
@@ -87,7 +90,9 @@ func (c *Capabilities) argue(e Extensions, args []string) {
 			}
 		}
 	case Auth:
-		c.Auth = append(c.Auth, args...)
+		for _, a := range args[:min(len(args), maxMechanisms-len(c.Auth))] {
+			c.Auth = append(c.Auth, strings.Clone(a)) // or all of the answer would be kept
+		}
 	case Limits:
 		limits := map[string]*int{"MAILMAX": &c.MailMax, "RCPTMAX": &c.RcptMax, "RCPTDOMAINMAX": &c.RcptDomainMax}
 		for _, a := range args {

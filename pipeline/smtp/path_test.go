@@ -231,6 +231,10 @@ func TestParseCapabilities(t *testing.T) {
 	if got := c.Extensions.String(); got != "8BITMIME SIZE STARTTLS LIMITS AUTH" {
 		t.Error(got)
 	}
+	many := smtp.ParseCapabilities(smtp.Reply{Code: 250, Text: "x" + strings.Repeat("\nAUTH"+strings.Repeat(" PLAIN", 20), 90)})
+	if len(many.Auth) != 30 {
+		t.Errorf("%d mechanisms are kept", len(many.Auth))
+	}
 	for _, size := range []string{"SIZE", "SIZE 0", "SIZE -5", "SIZE x", "SIZE 99999999999999999999"} {
 		if c := smtp.ParseCapabilities(smtp.Reply{Code: 250, Text: "x\n" + size}); c.Size != 0 || !c.Extensions.Has(smtp.SizeLimit) {
 			t.Errorf("%q: %+v", size, c)

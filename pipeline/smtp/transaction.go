@@ -348,6 +348,9 @@ func (t *transaction) write() error {
 // send sends the message and hears what the server says to it.
 func (t *transaction) send() error {
 	c := t.c
+	if err := t.listen(); err != nil {
+		return err
+	}
 	if err := t.write(); err != nil {
 		return err
 	}
@@ -377,6 +380,24 @@ func (t *transaction) send() error {
 	return failed
 }
 
+// listen hears what the server has to say before it has anything of the message. An
+// answer that came too early must not be taken for the one to the message.
+func (t *transaction) listen() error {
+	c := t.c
+	if c.r.Buffered() == 0 && (c.secure != nil || c.Quiet()) {
+		return nil
+	}
+	rep, failed := c.reply(Data, c.o.Timeouts.Data)
+	if failed != nil {
+		return failed
+	}
+	c.broken = true
+	if class := rep.Code / 100; class == 4 || class == 5 {
+		return &Error{Phase: Data, Reply: rep}
+	}
+	return &Error{Phase: Data, Err: fmt.Errorf("the server talks out of turn: it answered %d to a message that it did not have", rep.Code)}
+}
+
 // finals reads LMTP's answers. Those that do not come leave it open whether their
 // recipients have the message.
 func (t *transaction) finals() error {
@@ -386,6 +407,9 @@ func (t *transaction) finals() error {
 	for i := range t.rcpt {
 		if !t.out.Accepted(i) {
 			continue
+		}
+		if c.broken { // it said 421 to the one before
+			return &Error{Phase: Dot, Perhaps: true, Err: errors.New("the server said goodbye before it had answered for all recipients")}
 		}
 		rep, failed := c.reply(Dot, c.o.Timeouts.Dot)
 		if failed == nil && (rep.Code < 200 || rep.Code/100 == 3) {
