@@ -207,7 +207,7 @@ func (v *visit) converse(ctx context.Context, inClear bool) (l *link, broken boo
 	conn, err := v.dial(ctx)
 	if err != nil {
 		x.dead.noConnection(ctx, v.to, err)
-		noConnection(ticket, err)
+		noConnection(ctx, ticket, err)
 		return nil, false, err
 	}
 	l = &link{
@@ -221,9 +221,7 @@ func (v *visit) converse(ctx context.Context, inClear bool) (l *link, broken boo
 	x.kept.opened(l)
 	if broken, err = v.greet(ctx, l, inClear); err != nil {
 		x.dead.noConnection(ctx, v.to, err)
-		if !broken {
-			tellFailed(ticket, err)
-		}
+		tellFailed(ctx, ticket, err, broken || errors.Is(err, errNoTLS))
 		x.kept.close(ctx, l)
 		return nil, broken, err
 	}

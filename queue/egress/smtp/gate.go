@@ -85,12 +85,12 @@ func (v *visit) ticket() (Ticket, error) {
 }
 
 // noConnection ends a ticket for which there was no connection. That we cannot
-// leave from here says nothing about the server.
-func noConnection(t Ticket, err error) {
+// leave from here, or wait no longer, says nothing about the server.
+func noConnection(ctx context.Context, t Ticket, err error) {
 	if t == nil {
 		return
 	}
-	if sourceFault(err) == nil {
+	if sourceFault(err) == nil && ctx.Err() == nil {
 		t.Unreachable(err)
 	}
 	t.Close()
@@ -150,23 +150,30 @@ func (s *session) tell(out *wire.Outcome, err error) {
 		t.Said(e.Reply, false)
 		return
 	}
-	for _, answer := range out.Recipients {
-		if answer.Code >= 400 {
-			t.Said(answer, false)
-			return
+	for _, answers := range [][]wire.Reply{out.Recipients, out.Finals} {
+		for _, answer := range answers {
+			if answer.Code >= 400 {
+				t.Said(answer, false)
+				return
+			}
 		}
 	}
 }
 
-// tellFailed has the Gate learn from a connection that came to nothing.
-func tellFailed(t Ticket, err error) {
+// tellFailed has the Gate learn from a connection that came to nothing. Where TLS is
+// what failed, only a goodbye counts: other mail may do without, and one message
+// that may not must not keep it waiting.
+func tellFailed(ctx context.Context, t Ticket, err error, byTLS bool) {
 	if t == nil {
 		return
 	}
 	var e *wire.Error
-	if errors.As(err, &e) && e.Reply.Code >= 400 {
-		t.Said(e.Reply, true)
-		return
+	switch {
+	case errors.As(err, &e) && e.Reply.Code >= 400:
+		if !byTLS || e.Reply.Code == 421 {
+			t.Said(e.Reply, true)
+		}
+	case !byTLS && ctx.Err() == nil:
+		t.Unreachable(err)
 	}
-	t.Unreachable(err)
 }

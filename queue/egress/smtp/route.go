@@ -20,6 +20,10 @@ import (
 // ones are chosen at random.
 const maxHosts = 8
 
+// maxUnknown is how many preferences may turn out to have hosts that cannot be looked
+// up for now: each takes as long as a look-up may, and then mail waits for the DNS.
+const maxUnknown = 5
+
 // maxHopeless is how many addresses may turn out to be of a network that this
 // machine is not on; they do not count as tried.
 const maxHopeless = 20
@@ -188,8 +192,10 @@ type walk struct {
 	passed bool
 	until  time.Time
 	soft   error // a host could not be looked up for now
-	self   bool  // this machine is one of the hosts
-	lacks  bool  // the source has no address for some of the hosts' addresses
+	// unknown are the preferences of which that is true.
+	unknown int
+	self    bool // this machine is one of the hosts
+	lacks   bool // the source has no address for some of the hosts' addresses
 }
 
 // pick is the next address, whatever is known of it.
@@ -205,7 +211,7 @@ func (w *walk) pick(ctx context.Context) (candidate, bool) {
 	if w.tried > 0 && w.tried == most-1 {
 		w.ready = nil
 	}
-	for len(w.ready) == 0 && w.group < len(w.to.groups) && ctx.Err() == nil {
+	for len(w.ready) == 0 && w.group < len(w.to.groups) && w.unknown < maxUnknown && ctx.Err() == nil {
 		w.look(ctx, w.to.groups[w.group])
 		w.group++
 	}
@@ -240,7 +246,7 @@ func (w *walk) look(ctx context.Context, g group) {
 		w.ready = append(w.ready, candidate{hop: g.hop})
 		return
 	case g.address.IsValid():
-		if !w.isSelf("", g.address) {
+		if !w.isSelf("", g.address, g.hop.Port) {
 			w.offer("", g.hop, []netip.Addr{g.address})
 		}
 		return
@@ -248,7 +254,7 @@ func (w *walk) look(ctx context.Context, g group) {
 	hosts := append([]string(nil), g.hosts...)
 	w.x.o.Shuffle(len(hosts), func(i, j int) { hosts[i], hosts[j] = hosts[j], hosts[i] })
 	for _, h := range hosts {
-		if w.isSelf(h, netip.Addr{}) {
+		if w.isSelf(h, netip.Addr{}, g.hop.Port) {
 			return
 		}
 	}
@@ -263,17 +269,19 @@ func (w *walk) look(ctx context.Context, g group) {
 		wg.Go(func() { found[i], errs[i] = w.x.o.Resolver.LookupAddrs(ctx, h) })
 	}
 	wg.Wait()
+	unknown := 0
 	for i, h := range hosts {
 		if errs[i] != nil && !resolve.IsNotFound(errs[i]) {
-			w.soft = fmt.Errorf("host %s: %w", h, errs[i])
+			w.soft, unknown = fmt.Errorf("host %s: %w", h, errs[i]), 1
 		}
 		for _, a := range found[i] {
-			if w.isSelf(h, a) {
+			if w.isSelf(h, a, g.hop.Port) {
 				w.ready = nil
 				return
 			}
 		}
 	}
+	w.unknown += unknown
 	for i, h := range hosts {
 		addrs := append([]netip.Addr(nil), found[i]...)
 		w.x.o.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
@@ -282,9 +290,11 @@ func (w *walk) look(ctx context.Context, g group) {
 	w.ready = interleave(w.ready)
 }
 
-// isSelf notes whether a host is this one, and then leaves out what is left.
-func (w *walk) isSelf(host string, a netip.Addr) bool {
-	if w.to.routed || w.x.o.Self == nil || !w.x.o.Self(host, a) {
+// isSelf notes whether a host is this one, and then leaves out what is left. Whoever
+// wrote 127.0.0.1 into the DNS meant our port 25, where mail would come back in as if
+// it were from here.
+func (w *walk) isSelf(host string, a netip.Addr, port uint16) bool {
+	if w.to.routed || !(a.Unmap().IsLoopback() && port == 25) && (w.x.o.Self == nil || !w.x.o.Self(host, a)) {
 		return false
 	}
 	w.self, w.group = true, len(w.to.groups)
