@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/postern-mta/postern/pipeline/envelope"
+	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/rules"
 )
 
@@ -91,6 +92,10 @@ type ChainOptions struct {
 	Modes *Modes
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
+	// Pool chooses the pool of source addresses that a message leaves from, for its
+	// Origin, by what is known when it is accepted; "" for none. It is called
+	// concurrently. Nil: none is chosen.
+	Pool func(tx *Transaction, m message.Message) string
 	// Generation numbers the configuration that the chain came with.
 	Generation uint64
 	// Log hears of panics, with their stacks, and of calls that overran their

@@ -93,6 +93,7 @@ func wanted(d *envelope.DSN) envelope.Notify {
 // one for each reason to hold.
 func (p *passage) collectLot(o *Outcome, l *lot, origin Origin, found []Symbol, in []int32) {
 	first := len(o.Outgoing)
+	chosen := false
 	for k, n := range l.to {
 		f := &p.fates[n]
 		if !stores(f.Action) {
@@ -109,6 +110,9 @@ func (p *passage) collectLot(o *Outcome, l *lot, origin Origin, found []Symbol, 
 			e.Sender, e.Recipients = l.sender, make([]envelope.Recipient, 0, len(l.to)-k)
 			if i > first {
 				e.Recipients = nil // the few who differ from the first
+			}
+			if pool := p.judge.chain.o.Pool; pool != nil && !chosen {
+				origin.Pool, chosen = pool(p.tx, l.message), true
 			}
 			out := Outgoing{Envelope: e, Message: l.message, Origin: origin, Hold: hold}
 			if hold != "" {

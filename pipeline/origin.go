@@ -28,6 +28,9 @@ type Origin struct {
 	Received    time.Time    `json:"received"`
 	Results     []AuthResult `json:"results,omitempty"`
 	Trace       Trace        `json:"trace,omitempty"`
+	// Pool is the pool of source addresses that a rule has chosen for the message,
+	// "" for none.
+	Pool string `json:"pool,omitempty"`
 	// Symbols are the findings with a score, and Accepted says that a filter had
 	// accepted the message: both of a message only that another filter holds, for
 	// the filters that judge it when it is released.

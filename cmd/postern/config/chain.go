@@ -183,7 +183,7 @@ func (c *Config) Chains(modes *pipeline.Modes, generation uint64) ([]*pipeline.C
 			}
 		}
 		chain, err := pipeline.NewChain(name, steps, pipeline.ChainOptions{
-			Deadline: o.Deadline, Mixed: o.Mixed, Modes: modes, Now: c.o.Env.Now, Generation: generation,
+			Deadline: o.Deadline, Mixed: o.Mixed, Modes: modes, Now: c.o.Env.Now, Generation: generation, Pool: c.choosesPool(),
 		})
 		if err != nil {
 			p.add(c.set["chain."+name], "chain.%s: %v", name, err)

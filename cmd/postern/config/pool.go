@@ -8,6 +8,7 @@ import (
 
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/envelope"
+	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/rules"
 )
 
@@ -66,8 +67,19 @@ func (c *Config) PoolByRule(facts rules.Facts) (pool string, err error) {
 	return "", err
 }
 
-// HasPoolRules reports whether PoolByRule has anything to ask.
-func (c *Config) HasPoolRules() bool { return len(c.pools.ruled) > 0 }
+// choosesPool is pipeline.ChainOptions.Pool; nil where no pool has a rule.
+func (c *Config) choosesPool() func(*pipeline.Transaction, message.Message) string {
+	if len(c.pools.ruled) == 0 {
+		return nil
+	}
+	return func(tx *pipeline.Transaction, m message.Message) string {
+		pool, err := c.PoolByRule(pipeline.FactsAt(tx, m))
+		if err != nil && c.o.Env.Log != nil {
+			c.o.Env.Log.Warn("a rule of a pool has no answer for a message, which is as if it did not match", "id", tx.ID, "pool", pool, "error", err)
+		}
+		return pool
+	}
+}
 
 // PoolOf is the pool of a message: the one that a rule chose when it was accepted, if
 // it is still there; else that of its sender's address, domain, or nearest suffix;

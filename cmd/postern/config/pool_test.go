@@ -82,7 +82,7 @@ func TestPoolOf(t *testing.T) {
 			t.Errorf("%+v: %q, %v", test, got, err)
 		}
 	}
-	if !c.HasPoolRules() || !c.HasPool("third") || c.HasPool("gone") {
+	if c.choosesPool() == nil || !c.HasPool("third") || c.HasPool("gone") {
 		t.Error("pools that are there are not, or the other way")
 	}
 	for day, want := range map[string]string{"2026-11-19": "0 true", "2026-11-20": "5 true", "2026-11-21": "10 true", "2026-11-22": "0 false"} {

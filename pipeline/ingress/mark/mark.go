@@ -102,7 +102,7 @@ func short(o pipeline.Origin) pipeline.Origin {
 	cut := func(s string) string { return s[:min(len(s), maxText)] }
 	return pipeline.Origin{
 		Transaction: cut(o.Transaction), Entrance: cut(o.Entrance), Protocol: cut(o.Protocol), Standing: cut(o.Standing),
-		Peer: cut(o.Peer), User: cut(o.User), UID: o.UID, Chain: cut(o.Chain), Received: o.Received.UTC().Truncate(time.Second),
+		Peer: cut(o.Peer), User: cut(o.User), UID: o.UID, Chain: cut(o.Chain), Pool: cut(o.Pool), Received: o.Received.UTC().Truncate(time.Second),
 	}
 }
 

@@ -17,7 +17,7 @@ var (
 	when   = time.Date(2026, 3, 5, 14, 7, 9, 0, time.UTC)
 	origin = pipeline.Origin{
 		Transaction: "t-1", Entrance: "queue", Protocol: "qmail-queue", Standing: "auth", User: "ann@example.org", UID: -1,
-		Peer: "192.0.2.1", Chain: "inbound", Received: when,
+		Peer: "192.0.2.1", Chain: "inbound", Pool: "news", Received: when,
 	}
 )
 
@@ -68,7 +68,7 @@ func TestRoundTrip(t *testing.T) {
 			if back := string(out.Bytes()); back != want && (strings.HasPrefix(text, "From:") || squeeze(squeeze(back)) != squeeze(squeeze(want))) {
 				t.Errorf("%q came back as %q", want, back)
 			}
-			if got.Standing != "auth" || got.User != "ann@example.org" || got.UID != -1 || got.Transaction != "t-1" || !got.Received.Equal(when) || got.Peer != "192.0.2.1" {
+			if got.Standing != "auth" || got.User != "ann@example.org" || got.UID != -1 || got.Transaction != "t-1" || got.Pool != "news" || !got.Received.Equal(when) || got.Peer != "192.0.2.1" {
 				t.Errorf("%+v", got)
 			}
 		}
