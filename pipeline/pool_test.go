@@ -38,7 +38,7 @@ func TestPoolIsInTheOrigin(t *testing.T) {
 			}
 			got = append(got, m.Envelope.Recipients[0].Address+" "+back.Pool)
 		}
-		if want := "r0@example.org news, r1@example.org "; strings.Join(got, ", ") != want || questions != 2 {
+		if want := "r1@example.org , r0@example.org news"; strings.Join(got, ", ") != want || questions != 2 {
 			t.Errorf("%q after %d questions, want %q", strings.Join(got, ", "), questions, want)
 		}
 	})
