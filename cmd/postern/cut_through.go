@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/postern-mta/postern/cmd/postern/config"
 	"github.com/postern-mta/postern/pipeline"
@@ -25,12 +26,17 @@ import (
 // sent twice for them. The chain "delivery" runs on what goes straight through,
 // too. A message that a filter holds back is queued, as ever.
 type cutThrough struct {
-	exit  *smtp.Exit
+	out   *outward
 	leave departure // with nobody to hold anything
 	route func(domain string) (config.Route, bool)
 	queue pipeline.Sink
 	log   *slog.Logger
 }
+
+// cutThroughWait is how long a client waits for room below the limits before it hears
+// 451. Clients would wait much longer (RFC 5321 §4.5.3.2.6), but each one of them holds
+// a connection to us.
+const cutThroughWait = 10 * time.Second
 
 // lotOf names what recipients of one transaction must have in common: the
 // address, where its host answers for it, else "". One recipient a message is
@@ -98,7 +104,7 @@ func (s cutThrough) deliver(ctx context.Context, o pipeline.Outgoing) (reply.Rep
 		return s.leave.prepare(ctx, &queue.Job{Domain: domain, Envelope: o.Envelope, Message: o.Message, Origin: origin}, host, form)
 	})
 	defer release()
-	got := s.exit.Deliver(ctx, &smtp.Job{Domain: domain, Envelope: o.Envelope, Content: o.Message, Prepare: prepare})
+	got := s.out.deliver(ctx, &smtp.Job{Domain: domain, Envelope: o.Envelope, Content: o.Message, Prepare: prepare}, cutThroughWait)
 	if len(got) != 1 {
 		return reply.Trouble, errors.New("no result")
 	}

@@ -35,7 +35,8 @@ type daemon struct {
 	workers  *workers
 	programs *programs
 	plugins  *host.Host // nil before the state directory is there
-	engine   *engine    // nil if nothing comes into our own queue
+	outward  *outward
+	engine   *engine // nil if nothing comes into our own queue
 	// quarantine is nil if there is no engine.
 	quarantine *quarantine
 	copies     sync.Map // *handoff.Kept by the names of entrances
@@ -84,8 +85,11 @@ func (d *daemon) open(first *config.Config) (err error) {
 	if d.resolver, err = newResolver(first); err != nil {
 		return err
 	}
+	if d.outward, err = newOutward(first, d.resolver, d.log); err != nil {
+		return err
+	}
 	if wantsQueue(first) {
-		if d.engine, err = openEngine(first, d.resolver, &d.chains, d.log); err != nil {
+		if d.engine, err = openEngine(first, d.outward, &d.chains, d.log); err != nil {
 			return err
 		}
 		d.quarantine = d.newQuarantine(first)
@@ -110,8 +114,8 @@ func (d *daemon) open(first *config.Config) (err error) {
 	if d.admin, err = admin.Listen(c.Admin.Socket, d.door()); err != nil {
 		return err
 	}
+	d.outward.start()
 	if d.engine != nil {
-		d.engine.limits.start()
 		d.engine.queue.Start()
 		d.quarantine.start()
 	}
@@ -182,10 +186,7 @@ func (d *daemon) use(c *config.Config) error {
 	}
 	d.config = c
 	d.current.Store(c)
-	if d.engine != nil {
-		d.engine.config.Store(c)
-		d.engine.limits.reloaded()
-	}
+	d.outward.use(c)
 	d.level.Set(c.Log.SlogLevel())
 	d.make(changes)
 	d.closeEarly()
@@ -262,6 +263,7 @@ func (d *daemon) stop(ctx context.Context) error {
 		errs = append(errs, d.engine.close(ctx))
 		d.engine = nil
 	}
+	d.outward.close(ctx)
 	errs = append(errs, d.closeAll())
 	return errors.Join(errs...)
 }
@@ -288,6 +290,7 @@ func (d *daemon) closeAll() error {
 	if d.engine != nil { // the daemon never came to serve
 		errs = append(errs, d.engine.close(context.Background()))
 	}
+	d.outward.close(gone)
 	errs = append(errs, d.chains.Swap(nil), d.memory.close())
 	d.workers.close()
 	d.closePlugins()
@@ -307,8 +310,9 @@ func (d *daemon) door() admin.Daemon {
 		Log: d.log, Status: d.status, Filters: d.filters, SetFilter: d.setFilter, Meter: d.meter, State: d.remembered, StateStats: d.memory.stats, Plugins: d.plugins.Status,
 		Reload: func(context.Context) (api.Reload, error) { return d.reload("admin socket") },
 	}
+	door.Limits = d.outward.limits
 	if d.engine != nil {
-		door.Queue, door.Store, door.Limits = d.engine.queue, d.engine.store, d.engine.limits
+		door.Queue, door.Store = d.engine.queue, d.engine.store
 		door.Release, door.Elsewhere = d.quarantine.release, d.quarantine.elsewhere
 	}
 	return door

@@ -3,13 +3,13 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
 
-	"github.com/postern-mta/postern/cmd/postern/config"
 	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/envelope"
 	"github.com/postern-mta/postern/pipeline/message"
@@ -17,7 +17,6 @@ import (
 	"github.com/postern-mta/postern/pipeline/resolve"
 	"github.com/postern-mta/postern/pipeline/smtp/smtptest"
 	"github.com/postern-mta/postern/queue"
-	"github.com/postern-mta/postern/queue/egress/smtp"
 	"github.com/postern-mta/postern/queue/store"
 )
 
@@ -118,14 +117,7 @@ func TestDepartureStraightThrough(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			inner := smtptest.New(t)
-			route := config.Route{Hops: []smtp.Hop{{Host: "127.0.0.1", Port: inner.AddrPort().Port()}}, CutThrough: true}
-			exit, err := smtp.New(smtp.Options{
-				Resolver: noDNS{}, Hello: "mx.example.org",
-				Routes: func(string) []smtp.Hop { return route.Hops },
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
+			out := testOutward(t, fmt.Sprintf("[route]\n\"example.org\" = {to = %q, cut_through = true}\n", inner.Addr().String()))
 			chain, err := pipeline.NewChain("delivery", []pipeline.Step{{Name: "leaver", Filter: leaver{c.verdict}}}, pipeline.ChainOptions{})
 			if err != nil {
 				t.Fatal(err)
@@ -138,7 +130,7 @@ func TestDepartureStraightThrough(t *testing.T) {
 			defer m.Body().Release()
 			var queued kept
 			log := slog.New(slog.DiscardHandler)
-			s := cutThrough{exit, departure{chains: &chains, log: log}, func(string) (config.Route, bool) { return route, true }, &queued, log}
+			s := cutThrough{out, departure{chains: &chains, log: log}, out.routeOf, &queued, log}
 			answer, err := s.Submit(t.Context(), []pipeline.Outgoing{{
 				Envelope: envelope.To("a@example.net", "b@example.org"), Message: m, Origin: pipeline.Origin{Standing: "local"},
 			}})

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/postern-mta/postern/cmd/postern/config"
@@ -35,12 +34,10 @@ const (
 // engine is our own queue with its store and its exits. It belongs to the
 // daemon and outlives a configuration, of which it reads what may change.
 type engine struct {
-	config atomic.Pointer[config.Config]
-	store  *pebble.Store
-	queue  *queue.Queue
-	remote *smtp.Exit
-	limits *limits
-	leave  departure
+	*outward
+	store *pebble.Store
+	queue *queue.Queue
+	leave departure
 }
 
 // queueDir is where the queue lives in the state directory.
@@ -72,14 +69,13 @@ func newResolver(c *config.Config) (*resolve.Resolver, error) {
 
 // openEngine opens the store and makes the queue; nothing is delivered before
 // it is started.
-func openEngine(c *config.Config, resolver *resolve.Resolver, chains *pipeline.Generations, log *slog.Logger) (*engine, error) {
-	e := &engine{}
-	e.config.Store(c)
+func openEngine(c *config.Config, out *outward, chains *pipeline.Generations, log *slog.Logger) (*engine, error) {
+	e := &engine{outward: out}
 	var err error
 	if e.store, err = openStore(c, log); err != nil {
 		return nil, err
 	}
-	if e.queue, err = e.newQueue(c, resolver, chains, log); err != nil {
+	if e.queue, err = e.newQueue(c, chains, log); err != nil {
 		e.store.Close()
 		return nil, err
 	}
@@ -100,21 +96,10 @@ func openStore(c *config.Config, log *slog.Logger) (*pebble.Store, error) {
 	return s, nil
 }
 
-func (e *engine) newQueue(c *config.Config, resolver *resolve.Resolver, chains *pipeline.Generations, log *slog.Logger) (*queue.Queue, error) {
+func (e *engine) newQueue(c *config.Config, chains *pipeline.Generations, log *slog.Logger) (*queue.Queue, error) {
 	e.leave = departure{chains: chains, log: log, hold: e.holdLater(log), carry: func(m message.Message, form message.Form) (message.Message, error) {
 		return carried(e.config.Load(), m, form, e.store)
 	}}
-	var err error
-	if e.limits, err = newLimits(e.config.Load, resolver); err != nil {
-		return nil, err
-	}
-	o := outbound(c, e.config.Load, resolver, log)
-	o.Gate, o.Freed, o.Connections = e.limits, e.limits.freed, e.limits.connections
-	o.Group = func(domain string) string { return e.config.Load().GroupOf(domain) }
-	if e.remote, err = smtp.New(o); err != nil {
-		return nil, err
-	}
-	e.limits.exit = e.remote
 	mailboxes, err := local.New(local.Options{Dir: "/", Hostname: c.Hostname, Log: log, Mailboxes: e.mailbox, Serves: e.hasMailboxes})
 	if err != nil {
 		return nil, err
@@ -124,7 +109,7 @@ func (e *engine) newQueue(c *config.Config, resolver *resolve.Resolver, chains *
 		Prepare:   e.leave.prepare,
 		SiteLimit: gated, Lifetime: c.Queue.Lifetime,
 		Channels: []queue.Channel{
-			{Name: remoteChannel, Exit: remoteExit{e.remote}, Backoff: c.Queue.Backoff(), Limit: slots(c.Queue.Remote), Locate: e.limits.locate, Admit: e.limits.admit},
+			{Name: remoteChannel, Exit: remoteExit{e.outward}, Backoff: c.Queue.Backoff(), Limit: slots(c.Queue.Remote), Locate: e.limits.locate, Admit: e.limits.admit},
 			{Name: localChannel, Exit: localExit{mailboxes}, Backoff: schedule.Qmail(schedule.QmailLocal), Limit: slots(c.Queue.Local)},
 		},
 		Bounce: queue.Bounce{
@@ -188,11 +173,6 @@ func (e *engine) hasMailboxes(domain string) bool { return e.config.Load().HasMa
 
 func (e *engine) isLocal(domain string) bool { return e.config.Load().IsLocal(domain) }
 
-// routeOf is a domain's route; one whose mail goes to mailboxes has none.
-func (e *engine) routeOf(domain string) (config.Route, bool) {
-	return e.config.Load().RouteOf(domain)
-}
-
 // close stops delivering and closes the store. Where others have used up the time
 // for stopping there is still a moment for what is being delivered.
 func (e *engine) close(ctx context.Context) error {
@@ -202,16 +182,14 @@ func (e *engine) close(ctx context.Context) error {
 		defer cancel()
 	}
 	err := e.queue.Close(ctx)
-	e.limits.close()
-	e.remote.Close(ctx)
 	if err2 := e.store.Close(); err == nil {
 		err = err2
 	}
 	return err
 }
 
-// remoteExit is egress/smtp as an exit of the queue.
-type remoteExit struct{ exit *smtp.Exit }
+// remoteExit is the way to other servers as an exit of the queue.
+type remoteExit struct{ *outward }
 
 // Deliver makes one attempt.
 func (x remoteExit) Deliver(ctx context.Context, j *queue.Job) ([]queue.Result, schedule.Health) {
@@ -221,11 +199,8 @@ func (x remoteExit) Deliver(ctx context.Context, j *queue.Job) ([]queue.Result, 
 		job.Prepare, release = preparing(j.Domain, j.Prepare)
 		defer release()
 	}
-	if v, ok := j.Leave.(*permit); ok {
-		v.lend(job)
-		defer func() { v.back(job.Ticket) }()
-	}
-	got := x.exit.Deliver(ctx, job)
+	leave, _ := j.Leave.(*permit)
+	got := x.send(ctx, job, leave)
 	all := make([]queue.Result, len(got))
 	health := schedule.Failed
 	for i, r := range got {

@@ -27,13 +27,14 @@ type limits struct {
 	// wait, and resolver finds the addresses of hosts, for people. They are set once,
 	// before anything is asked.
 	exit     *smtp.Exit
-	queue    *queue.Queue
+	queue    *queue.Queue // nil for none
 	resolver smtp.Resolver
 
 	done chan struct{} // closed to end the sweeping
 	wg   sync.WaitGroup
 
-	counts limitCounts
+	counts  limitCounts
+	waiters waiters
 
 	mu    sync.Mutex
 	sites map[string]*knownSite
@@ -62,7 +63,12 @@ func newLimits(c func() *config.Config, resolver smtp.Resolver) (*limits, error)
 	return l, nil
 }
 
-func (l *limits) wake(site string) { l.queue.Admissible(site) }
+func (l *limits) wake(site string) {
+	if l.queue != nil {
+		l.queue.Admissible(site)
+	}
+	l.waiters.wake(site)
+}
 
 // limited are the limits that the configuration in force gives a key.
 func (l *limits) limited(k limit.Key) config.Limited {
@@ -212,9 +218,19 @@ type permit struct {
 
 // admit is the queue's question, with the queue locked.
 func (l *limits) admit(now time.Time, site, _ string) (queue.Leave, *queue.Wait) {
+	leave, no := l.allow(now, lane{site: site})
+	if no != nil {
+		return nil, &queue.Wait{Until: no.Until}
+	}
+	return leave, nil
+}
+
+// allow gives leave for one message, or says what stands in the way.
+func (l *limits) allow(now time.Time, at lane) (*permit, *limit.Refusal) {
+	site := at.site
 	if no := l.gate.Suspended(now, l.path(site)); no != nil {
 		l.counts.refused(no)
-		return nil, &queue.Wait{Until: no.Until}
+		return nil, no
 	}
 	_, free := l.exit.Connections(site)
 	l.mu.Lock()
@@ -228,7 +244,7 @@ func (l *limits) admit(now time.Time, site, _ string) (queue.Leave, *queue.Wait)
 	l.mu.Unlock()
 	t, no := l.open(now, site)
 	if no != nil {
-		return nil, &queue.Wait{Until: no.Until}
+		return nil, no
 	}
 	v := &permit{l: l, site: site}
 	v.ticket.Store(t)

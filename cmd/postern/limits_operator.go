@@ -166,6 +166,9 @@ func (l *limits) Explain(ctx context.Context, domain string) (api.SiteExplanatio
 // queued is what waits for a site, in all lanes, nil for nothing. Where there is
 // mail in several, the rest is as in the first of them.
 func (l *limits) queued(name string) *api.Site {
+	if l.queue == nil {
+		return nil
+	}
 	var all *api.Site
 	for _, s := range l.queue.Sites() {
 		if s.Name != name {

@@ -56,7 +56,7 @@ func newLimitsRig(t *testing.T, z zone, text string) *limitsRig {
 	}
 	r.limits.queue, err = queue.Open(queue.Options{
 		Store: queuetest.NewMemory(nil), Host: "mx.example.org",
-		Route: func(string) (string, string) { return "remote", "x" }, Channels: []queue.Channel{{Name: "remote", Exit: remoteExit{r.exit}}},
+		Route: func(string) (string, string) { return "remote", "x" }, Channels: []queue.Channel{{Name: "remote", Exit: remoteExit{&outward{exit: r.exit, limits: r.limits}}}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -282,7 +282,7 @@ func TestLimitsLearn(t *testing.T) {
 	}
 	var all []smtp.Ticket
 	for range 3 {
-		k, err := r.Open(name)
+		k, err := r.Open(name, "")
 		if err != nil {
 			t.Fatal(err)
 		}

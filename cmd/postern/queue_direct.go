@@ -109,7 +109,10 @@ func (s *directShim) work(ctx context.Context, file, name string, stderr io.Writ
 	if d.resolver, err = newResolver(first); err != nil {
 		return x, err
 	}
-	if d.engine, err = openEngine(first, d.resolver, &d.chains, d.log); err != nil {
+	if d.outward, err = newOutward(first, d.resolver, d.log); err != nil {
+		return x, err
+	}
+	if d.engine, err = openEngine(first, d.outward, &d.chains, d.log); err != nil {
 		return x, err
 	}
 	// The message has been answered for by then: what goes wrong is for the log.

@@ -49,9 +49,7 @@ func (d *daemon) equipRemote(c *config.Config, l *config.Listen, listener socket
 		Remote: &handoff.Remote{Indimail: l.Indimail(), Observe: d.meter.ObserveRemote},
 	}
 	if l.Next == config.NextDeliver {
-		if out.exit, err = d.newRemoteExit(c); err != nil {
-			return err
-		}
+		out.out = d.outward
 		o.Remote.Deliver = out.deliver
 	} else {
 		o.Next, o.Remote.Prepare = l.Next, out.prepare
@@ -97,19 +95,14 @@ func (d *daemon) marker(c *config.Config) (*origins.Marker, error) {
 	return origins.New(derive(d.state.secret)("origin marks"), origins.Options{Life: c.Queue.Lifetime + 24*time.Hour})
 }
 
-// newRemoteExit is an SMTP exit without a queue, by the configuration in force.
-func (d *daemon) newRemoteExit(c *config.Config) (*smtp.Exit, error) {
-	return smtp.New(outbound(c, d.current.Load, d.resolver, d.log))
-}
-
 // remoteWay is the way out of what a qmail-remote is to send.
 type remoteWay struct {
 	leave    departure // with nobody to hold anything
 	marks    *origins.Marker
 	ours     *rules.Rule // nil for none
 	entrance string
-	exit     *smtp.Exit // nil where another program delivers
-	most     int        // recipients of one delivery
+	out      *outward // nil where another program delivers
+	most     int      // recipients of one delivery
 }
 
 // prepare is handoff.Remote.Prepare.
@@ -148,7 +141,8 @@ func (w *remoteWay) deliver(ctx context.Context, l *handoff.Leaving) ([]byte, er
 		return w.leave.run(ctx, out, host, form)
 	})
 	defer release()
-	results := w.exit.Deliver(ctx, &smtp.Job{Domain: l.Host, Envelope: l.Envelope, Content: m, Prepare: prepare})
+	job := &smtp.Job{Domain: l.Host, Envelope: l.Envelope, Content: m, Prepare: prepare}
+	results := w.out.deliver(ctx, job, w.out.config.Load().Outbound.Wait)
 	counts := map[reply.Class]int{}
 	for _, r := range results {
 		counts[r.Reply.Class]++

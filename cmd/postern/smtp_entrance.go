@@ -119,7 +119,7 @@ func (d *daemon) equipSMTP(c *config.Config, l *config.Listen, listener socket, 
 	case config.NextDiscard:
 		o.Sink = discard{}
 	default:
-		o.Sink = cutThrough{d.engine.remote, departure{chains: &d.chains, log: d.log, carry: d.engine.leave.carry}, d.engine.routeOf, queueSink{d.engine.queue}, d.log}
+		o.Sink = cutThrough{d.outward, departure{chains: &d.chains, log: d.log, carry: d.engine.leave.carry}, d.engine.routeOf, queueSink{d.engine.queue}, d.log}
 	}
 	s, err := smtp.New(o)
 	if err != nil {

@@ -18,6 +18,7 @@ type Outbound struct {
 	EightBit string        `toml:"eight_bit" oneof:"convert|send|refuse" doc:"what becomes of a message with bytes above 127 where the server takes 7 bits only (no 8BITMIME): convert encodes its parts before we sign it (DKIM signatures of others do not outlive that), and sends what cannot be encoded, such as parts with a signature of their own, as it is; send sends all as it is; refuse encodes, and gives up what cannot be (5.6.3)"`
 	Chunking bool          `toml:"chunking" doc:"send messages in chunks (BDAT) to servers that offer it"`
 	Keep     time.Duration `toml:"keep" doc:"for how long a connection is kept for the next message to the same server; 0 closes it at once"`
+	Wait     time.Duration `toml:"wait" doc:"for how long a call of qmail-remote (next = \"deliver\") waits for room below the limits of what is sent, before its message is put off and qmail tries again by its own schedule; it holds one of qmail's deliveries (concurrencyremote) meanwhile"`
 	Messages int           `toml:"messages" min:"1" doc:"the most messages that go over one connection"`
 }
 

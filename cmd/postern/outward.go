@@ -1,0 +1,176 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/postern-mta/postern/cmd/postern/config"
+	"github.com/postern-mta/postern/pipeline/envelope"
+	"github.com/postern-mta/postern/pipeline/reply"
+	wire "github.com/postern-mta/postern/pipeline/smtp"
+	"github.com/postern-mta/postern/queue/egress/smtp"
+	"github.com/postern-mta/postern/queue/limit"
+)
+
+// outward is the daemon's one way to other servers: the exit with the connections
+// that it keeps and what it remembers of hosts, and the limits of all that is sent,
+// whoever sends it: the queue, calls of qmail-remote, cut_through, callouts. It
+// outlives a configuration, of which it reads what may change.
+type outward struct {
+	config atomic.Pointer[config.Config]
+	exit   *smtp.Exit
+	limits *limits
+	closed sync.Once
+}
+
+func newOutward(c *config.Config, resolver smtp.Resolver, log *slog.Logger) (*outward, error) {
+	w := &outward{}
+	w.config.Store(c)
+	var err error
+	if w.limits, err = newLimits(w.config.Load, resolver); err != nil {
+		return nil, err
+	}
+	o := outbound(c, w.config.Load, resolver, log)
+	o.Gate, o.Freed, o.Connections = w.limits, w.limits.freed, w.limits.connections
+	o.Group = func(domain string) string { return w.config.Load().GroupOf(domain) }
+	if w.exit, err = smtp.New(o); err != nil {
+		return nil, err
+	}
+	w.limits.exit = w.exit
+	return w, nil
+}
+
+// start looks after the limits until close.
+func (w *outward) start() { w.limits.start() }
+
+// use has a configuration in force.
+func (w *outward) use(c *config.Config) {
+	w.config.Store(c)
+	w.limits.reloaded()
+}
+
+// routeOf is a domain's route.
+func (w *outward) routeOf(domain string) (config.Route, bool) {
+	return w.config.Load().RouteOf(domain)
+}
+
+// close ends what is open, once. A nil outward has nothing.
+func (w *outward) close(ctx context.Context) {
+	if w == nil {
+		return
+	}
+	w.closed.Do(func() {
+		w.limits.close()
+		w.exit.Close(ctx)
+	})
+}
+
+// send makes one attempt with leave, nil for none.
+func (w *outward) send(ctx context.Context, job *smtp.Job, leave *permit) []smtp.Result {
+	if leave != nil {
+		leave.lend(job)
+		defer func() { leave.back(job.Ticket) }()
+	}
+	return w.exit.Deliver(ctx, job)
+}
+
+// deliver makes one attempt for somebody who waits for it: as soon as the limits have
+// room, and if that is not within some time, or ctx would not leave as much time for
+// the delivery itself, the results say so (Result.NotNow).
+func (w *outward) deliver(ctx context.Context, job *smtp.Job, patience time.Duration) []smtp.Result {
+	now := w.limits.now()
+	if end, ok := ctx.Deadline(); ok {
+		patience = min(patience, end.Sub(now)/2)
+	}
+	end := now.Add(patience)
+	results := make([]smtp.Result, len(job.Envelope.Recipients))
+	left := make([]int, len(results))
+	for i := range left {
+		left[i] = i
+	}
+	var no *limit.Refusal
+	for len(left) > 0 {
+		part := *job
+		part.Envelope.Recipients = make([]envelope.Recipient, len(left))
+		for k, i := range left {
+			part.Envelope.Recipients[k] = job.Envelope.Recipients[i]
+		}
+		var got []smtp.Result
+		got, no = w.attempt(ctx, &part, end, no)
+		var again []int
+		for k, i := range left {
+			results[i] = got[k]
+			if got[k].NotNow != nil && no != nil && !hopeless(no, end) && ctx.Err() == nil && w.limits.now().Before(end) {
+				again = append(again, i)
+			}
+		}
+		left = again
+	}
+	return results
+}
+
+// attempt is one attempt of deliver; the refusal is what kept something back.
+func (w *outward) attempt(ctx context.Context, job *smtp.Job, end time.Time, after *limit.Refusal) ([]smtp.Result, *limit.Refusal) {
+	place, err := w.exit.Locate(ctx, job.Domain)
+	if err != nil {
+		return w.exit.Deliver(ctx, job), nil // it says why
+	}
+	w.limits.learn(place)
+	leave, no := w.limits.turn(ctx, lane{site: place.Site.Name}, end, after)
+	switch {
+	case leave != nil:
+		defer leave.Release()
+	case no == nil || ctx.Err() != nil: // ctx has ended
+		return w.exit.Deliver(ctx, job), nil
+	default:
+		all := make([]smtp.Result, len(job.Envelope.Recipients))
+		for i := range all {
+			all[i] = putOff(smtp.NotNow{Until: no.Until, Why: no.String()})
+		}
+		return all, no
+	}
+	got := w.send(ctx, job, leave)
+	no = nil
+	for i, r := range got {
+		if r.NotNow != nil {
+			no = &limit.Refusal{Until: r.NotNow.Until}
+			r.Reply = putOff(*r.NotNow).Reply
+			got[i] = r
+		}
+	}
+	return got, no
+}
+
+// putOff is the result of a recipient whom a limit keeps from being delivered to,
+// which the reply names: whoever hears it is of this house.
+func putOff(n smtp.NotNow) smtp.Result {
+	words := reply.Clean("Not sent now, because of a limit here: "+n.Why, 400)
+	return smtp.Result{Reply: reply.Make(451, reply.Enhanced{Subject: 4, Detail: 5}, words), NotNow: &n, Err: &n}
+}
+
+// askPause is how long a question waits at a time for room below the limits.
+const askPause = 100 * time.Millisecond
+
+// ask asks the server of a domain about recipients, and waits for room until ctx ends.
+func (w *outward) ask(ctx context.Context, domain string, recipients ...string) ([]wire.Reply, error) {
+	for {
+		answers, err := w.exit.Ask(ctx, domain, recipients...)
+		var no *smtp.NotNow
+		if !errors.As(err, &no) {
+			return answers, err
+		}
+		pause := max(no.Until.Sub(w.limits.now()), askPause)
+		if end, ok := ctx.Deadline(); !ok || end.Sub(w.limits.now()) <= 2*pause {
+			return nil, err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
