@@ -63,9 +63,10 @@ func (g *Gate) unblock(now time.Time, k Key) (found bool) {
 
 // BlockState is a provider that blocks a source.
 type BlockState struct {
-	Provider, Source string
-	Until            time.Time
-	Why              string
+	Provider string    `json:"provider"`
+	Source   string    `json:"source,omitempty"`
+	Until    time.Time `json:"until"`
+	Why      string    `json:"why,omitempty"`
 }
 
 // Blocks lists what answers have blocked, in no order.
@@ -78,6 +79,25 @@ func (g *Gate) Blocks(now time.Time) (all []BlockState) {
 		}
 	}
 	return all
+}
+
+// ImportBlocks takes in what Blocks gave at a time, after a restart, and returns how
+// much of it still holds. As with Import, no time has passed if the clock is behind.
+func (g *Gate) ImportBlocks(now, exported time.Time, all []BlockState) (n int) {
+	g.mu.Lock()
+	defer g.unlock()
+	shift := min(0, now.Sub(exported))
+	for _, b := range all {
+		key, until := pair{b.Provider, b.Source}, b.Until.Add(shift)
+		if most := now.Add(maxSuspended); until.After(most) {
+			until = most
+		}
+		if named(b.Provider) && now.Before(until) && until.After(g.blocks[key].until) {
+			g.blocks[key] = block{until, clipped(b.Why, maxWhy)}
+			n++
+		}
+	}
+	return n
 }
 
 // sweepPools forgets blocks that are over, and counts of other days.

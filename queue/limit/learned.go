@@ -15,6 +15,8 @@ import (
 type Learned struct {
 	Site   string `json:"site"`
 	Source string `json:"source,omitempty"`
+	// Provider is that of the site.
+	Provider string `json:"provider,omitempty"`
 	// Last is when it was last used.
 	Last int64 `json:"last"`
 
@@ -119,7 +121,7 @@ const exportedAtOnce = 100
 
 func (c *Control) learned(now time.Time, site, source string) Learned {
 	l := Learned{
-		Site: site, Source: source, Last: nanos(c.last),
+		Site: site, Source: source, Provider: c.provider, Last: nanos(c.last),
 		Limit: c.limit, Ceiling: c.ceiling, Step: c.step, Probing: c.probing, ProbeAt: nanos(c.probeAt), Wait: c.wait,
 		Peak: c.peak, Worked: c.worked, Pace: c.pace.learned(now), Failures: c.failures, Slept: c.slept,
 		Moves: slices.Clone(c.moves[max(0, len(c.moves)-learnedMoves):]),
@@ -197,7 +199,7 @@ func (l *Learned) control(now time.Time, shift time.Duration) *Control {
 		limit: clamp(l.Limit, 1, maxConnections), ceiling: clamp(l.Ceiling, 0, maxConnections), step: clamp(l.Step, 0, maxConnections),
 		probing: l.Probing, probeAt: at(l.ProbeAt, lastProbe), wait: clamp(l.Wait, firstProbe, lastProbe), worked: clamp(l.Worked, 0, math.MaxInt32),
 		failures: clamp(l.Failures, 0, math.MaxInt32), slept: clamp(l.Slept, 0, lastSleep), until: at(l.Until, maxSuspended), why: clipped(l.Why, maxWhy),
-		last: at(l.Last, 0),
+		last: at(l.Last, 0), provider: clipped(l.Provider, maxName),
 	}
 	switch {
 	case c.ceiling == 0:

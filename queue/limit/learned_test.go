@@ -14,7 +14,7 @@ import (
 func restarted(t *testing.T, now time.Time, g *Gate) *Gate {
 	t.Helper()
 	var b bytes.Buffer
-	r := Record{Time: now, Learned: g.Export(now, 1000), Held: g.Held(now)}
+	r := Record{Time: now, Learned: g.Export(now, 1000), Blocks: g.Blocks(now), Used: g.ExportUsed(now), Held: g.Held(now)}
 	if err := r.Write(&b); err != nil {
 		t.Fatal(err)
 	}
@@ -28,6 +28,12 @@ func restarted(t *testing.T, now time.Time, g *Gate) *Gate {
 	next := New(g.o)
 	if n := next.Import(now, got.Time, got.Learned); n != len(r.Learned) {
 		t.Fatalf("of %d sites %d were taken in: %+v", len(r.Learned), n, r.Learned)
+	}
+	if n := next.ImportBlocks(now, got.Time, got.Blocks); n != len(r.Blocks) {
+		t.Fatalf("of %d blocks %d were taken in", len(r.Blocks), n)
+	}
+	if n := next.ImportUsed(now, got.Used); n != len(r.Used) {
+		t.Fatalf("of %d budgets %d were taken in", len(r.Used), n)
 	}
 	if n := next.Restore(now, got.Held); n != len(r.Held) {
 		t.Fatalf("of %d words %d were taken in", len(r.Held), n)
@@ -49,6 +55,9 @@ type played struct {
 	accepted  bool
 	messaging bool
 }
+
+// playedProviders has two sites of one provider.
+var playedProviders = map[string]string{"s0": "big", "s1": "big"}
 
 var playedAnswers = []Answer{
 	{Code: 421, Enhanced: "4.7.0", Text: "Too many concurrent connections from your address", Early: true},
@@ -96,7 +105,7 @@ func (p *player) opens(gates []*Gate) error {
 	k := &played{site: fmt.Sprint("s", p.rng.IntN(3))}
 	var said []string
 	for _, g := range gates {
-		t, no := g.Open(p.now, Path{Site: k.site, Source: "us"})
+		t, no := g.Open(p.now, Path{Site: k.site, Source: "us", Provider: playedProviders[k.site]})
 		said = append(said, text(no))
 		k.tickets = append(k.tickets, t)
 	}
@@ -301,6 +310,65 @@ func TestRestartKeepsSuspensions(t *testing.T) {
 	}
 	if !g.Resume(now, Key{Provider, "big"}) || g.Suspended(now, Path{Site: "z", Provider: "big"}) != nil {
 		t.Error("what was taken over cannot be resumed")
+	}
+}
+
+// TestRestartKeepsBlocksAndBudgets: a provider that has blocked a source, and what a
+// source in warm-up has used of its day.
+func TestRestartKeepsBlocksAndBudgets(t *testing.T) {
+	classes, err := ShippedClasses()
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := New(Options{Classes: classes, Warmup: func(source string) Warmup {
+		if source == "new" {
+			return Warmup{Since: Date(start), Plan: []int{3, 1000}}
+		}
+		return Warmup{}
+	}})
+	send := func(now time.Time, p Path) *Refusal {
+		k, no := g.Open(now, p)
+		if no != nil {
+			return no
+		}
+		defer k.Close(now)
+		return k.Message(now, 1)
+	}
+	k, no := g.Open(start, Path{Site: "x", Source: "us", Provider: "big"})
+	if no != nil {
+		t.Fatal(no)
+	}
+	k.Said(start, playedAnswers[5])
+	k.Close(start)
+	now := start.Add(time.Minute)
+	for range 2 {
+		if no := send(now, Path{Site: "y", Source: "new"}); no != nil {
+			t.Fatal(no)
+		}
+	}
+	for i := range 2 {
+		g = restarted(t, now, g)
+		if no := send(now, Path{Site: "z", Source: "us", Provider: "big"}); no == nil || no.What != suspendedWhat || !no.Until.Equal(start.Add(2*time.Hour)) {
+			t.Fatalf("another site of the provider: %v", no)
+		}
+		if no := send(now, Path{Site: "y", Source: "new"}); (no == nil) != (i == 0) {
+			t.Fatalf("message %d of three: %v", i+3, no)
+		}
+	}
+	if no := send(start.Add(24*time.Hour), Path{Site: "y", Source: "new"}); no != nil {
+		t.Errorf("the next day: %v", no)
+	}
+	g.Resume(now, Key{Provider, "big"})
+	for _, site := range []string{"x", "z"} {
+		if no := send(now, Path{Site: site, Source: "us", Provider: "big"}); no != nil {
+			t.Errorf("%s after it was resumed: %v", site, no)
+		}
+	}
+	if g.ImportBlocks(start.Add(-1000*time.Hour), start, []BlockState{{"big", "us", start.Add(time.Hour), ""}, {"big", "us2", start.Add(-time.Hour), ""}, {Until: start.Add(time.Hour)}}) != 1 {
+		t.Error("not the one block that holds")
+	}
+	if b := g.Blocks(start.Add(-1000 * time.Hour)); len(b) != 1 || !b[0].Until.Equal(start.Add(-999*time.Hour)) {
+		t.Errorf("%+v: no time has passed by a clock that has gone back", b)
 	}
 }
 

@@ -21,6 +21,8 @@ type Record struct {
 	// Time is when it was made.
 	Time    time.Time
 	Learned []Learned
+	Blocks  []BlockState
+	Used    []Used
 	Held    []Held
 }
 
@@ -30,19 +32,20 @@ const recordVersion = 1
 // The bounds of a record that is read.
 const (
 	maxLine = 32 << 10
-	// MaxLearned and MaxHeld are the most that a record has of either.
+	// MaxLearned is the most that a record has of each kind of thing.
 	MaxLearned = 100_000
-	MaxHeld    = 100_000
 	maxName    = 1000
 	maxReason  = 4 << 10
 )
 
 // line is a line of a record; one of the fields is set.
 type line struct {
-	Head    *head    `json:"limits,omitempty"`
-	Learned *Learned `json:"learned,omitempty"`
-	Held    *held    `json:"held,omitempty"`
-	End     *end     `json:"end,omitempty"`
+	Head    *head       `json:"limits,omitempty"`
+	Learned *Learned    `json:"learned,omitempty"`
+	Block   *BlockState `json:"block,omitempty"`
+	Used    *Used       `json:"used,omitempty"`
+	Held    *held       `json:"held,omitempty"`
+	End     *end        `json:"end,omitempty"`
 }
 
 type head struct {
@@ -112,6 +115,16 @@ func (r *Record) Write(w io.Writer) error {
 	}
 	for i := range r.Learned {
 		if err := put(line{Learned: &r.Learned[i]}); err != nil {
+			return err
+		}
+	}
+	for i := range r.Blocks {
+		if err := put(line{Block: &r.Blocks[i]}); err != nil {
+			return err
+		}
+	}
+	for i := range r.Used {
+		if err := put(line{Used: &r.Used[i]}); err != nil {
 			return err
 		}
 	}
@@ -188,18 +201,21 @@ func ReadRecord(from io.Reader) (r Record, err error) {
 // take takes in a line.
 func (r *Record) take(l *line) error {
 	switch {
+	case max(len(r.Learned), len(r.Blocks), len(r.Used), len(r.Held)) >= MaxLearned:
+		return errors.New("there are too many")
 	case l.Learned != nil:
-		if len(r.Learned) == MaxLearned {
-			return errors.New("there are too many")
-		}
-		if !named(l.Learned.Site) || len(l.Learned.Source) > maxName || !utf8.ValidString(l.Learned.Source) {
+		if !named(l.Learned.Site) || !clean(l.Learned.Source) {
 			return errors.New("a site without a name")
 		}
 		r.Learned = append(r.Learned, *l.Learned)
-	case l.Held != nil:
-		if len(r.Held) == MaxHeld {
-			return errors.New("there are too many")
+	case l.Block != nil:
+		if !named(l.Block.Provider) || !clean(l.Block.Source) {
+			return errors.New("a provider without a name")
 		}
+		r.Blocks = append(r.Blocks, *l.Block)
+	case l.Used != nil:
+		r.Used = append(r.Used, *l.Used) // which ImportUsed checks
+	case l.Held != nil:
 		h, err := l.Held.held()
 		if err != nil {
 			return err
@@ -211,7 +227,12 @@ func (r *Record) take(l *line) error {
 	return nil
 }
 
-func named(s string) bool { return s != "" && len(s) <= maxName && !strings.ContainsAny(s, "\x00\r\n") }
+func named(s string) bool { return s != "" && clean(s) }
+
+// clean reports whether a text can be a name.
+func clean(s string) bool {
+	return len(s) <= maxName && !strings.ContainsAny(s, "\x00\r\n") && utf8.ValidString(s)
+}
 
 // held is what is written, checked.
 func (h *held) held() (Held, error) {

@@ -20,6 +20,8 @@ func exampleRecord() Record {
 			},
 			{Site: "other.example", Last: nanos(start), Limit: 4, Until: nanos(start.Add(time.Hour)), Why: "spam"},
 		},
+		Blocks: []BlockState{{"google", "us", start.Add(time.Hour), "421 <you> are blocked"}},
+		Used:   []Used{{"us", "provider google", Date(start), 17}},
 		Held: []Held{
 			{Key: Key{Site, "mx.example"}, Suspended: true, Since: start, Why: "they asked, by joe"},
 			{Key: Key{Provider, "google"}, Bounds: Bounds{Connections: None, Messages: Rate{Count: 5, Per: time.Minute}}, Since: start, Until: start.Add(time.Hour)},
@@ -45,19 +47,20 @@ func TestRecord(t *testing.T) {
 	}{
 		{"empty", "", "line 1: the end is missing", 0, 0},
 		{"cut", whole[:len(whole)/2], "line", 2, 0},
-		{"without an end", strings.Join(lines[:5], ""), "line 6: the end is missing", 2, 2},
-		{"without a line", strings.Join(append(lines[:2:2], lines[3:]...), ""), "line 5: the sum does not agree", 1, 2},
-		{"changed", strings.Replace(whole, "joe", "bob", 1), "line 6: the sum does not agree", 2, 2},
-		{"a line that is no JSON", strings.Replace(whole, `{"held"`, `x"held"`, 1), "line 4: invalid character", 2, 1},
+		{"without an end", strings.Join(lines[:7], ""), "line 8: the end is missing", 2, 2},
+		{"without a line", strings.Join(append(lines[:2:2], lines[3:]...), ""), "line 7: the sum does not agree", 1, 2},
+		{"changed", strings.Replace(whole, "joe", "bob", 1), "line 8: the sum does not agree", 2, 2},
+		{"a line that is no JSON", strings.Replace(whole, `{"held"`, `x"held"`, 1), "line 6: invalid character", 2, 1},
 		{"something else", "hello\n", "line 1: invalid character", 0, 0},
 		{"of the future", strings.Replace(whole, `"version":1`, `"version":2`, 1), "a record of version 2", 0, 0},
 		{"no head", strings.Join(lines[1:], ""), "line 1: this is no record", 0, 0},
 		{"more behind", whole + lines[1], "behind the end", 2, 2},
-		{"a level that is none", strings.Replace(whole, `"provider"`, `"planet"`, 1), `line 5: "planet" is no level`, 2, 1},
+		{"a level that is none", strings.Replace(whole, `"level":"provider"`, `"level":"planet"`, 1), `line 7: "planet" is no level`, 2, 1},
 		{"no word at all", strings.Replace(whole, `"suspended":true,`, "", 1), "neither a suspension nor a limit", 2, 1},
 		{"a limit that is none", strings.Replace(whole, `"connections":-1`, `"connections":-7`, 1), "-7 is no limit", 2, 1},
 		{"no name", strings.Replace(whole, `"name":"google"`, `"name":""`, 1), "what it is about", 2, 1},
 		{"no site", strings.Replace(whole, `"site":"other.example"`, `"site":""`, 1), "a site without a name", 1, 2},
+		{"no provider", strings.Replace(whole, `"provider":"google"`, `"provider":"a\nb"`, 1), "a provider without a name", 2, 2},
 		{"unknown", strings.Replace(whole, `{"held"`, `{"hold"`, 1), "nothing that is understood", 2, 1},
 		{"a line too long", strings.Replace(whole, "joe", strings.Repeat("joe", maxLine), 1), "token too long", 2, 0},
 	} {
@@ -114,13 +117,20 @@ func FuzzReadRecord(f *testing.F) {
 			}
 			use(t, g, now.Add(maxSuspended), p)
 		}
+		g.ImportBlocks(now, r.Time, r.Blocks)
+		for _, b := range g.Blocks(now) {
+			if b.Until.Sub(now) > maxSuspended {
+				t.Fatalf("blocked until %v", b.Until)
+			}
+		}
+		g.ImportUsed(now, r.Used)
 		g.Restore(now, r.Held)
 		for _, h := range g.Held(now) {
 			if !g.Resume(now, h.Key) {
 				t.Fatalf("%+v cannot be taken back", h)
 			}
 		}
-		again := Record{Time: now, Learned: g.Export(now, MaxLearned)}
+		again := Record{Time: now, Learned: g.Export(now, MaxLearned), Blocks: g.Blocks(now), Used: g.ExportUsed(now), Held: g.Held(now)}
 		var b bytes.Buffer
 		if err := again.Write(&b); err != nil {
 			t.Fatal(err)
