@@ -126,6 +126,8 @@ func (q *Queue) differ(e *store.Entry) string {
 			return fmt.Sprintf("recipient %d is %s in the schedule and done with on disk", i.Recipient, i.State)
 		case e.Hold != nil && i.State == schedule.Queued:
 			return fmt.Sprintf("recipient %d is queued in the schedule and held on disk", i.Recipient)
+		case i.Site != unlocated && placeOf(i.Site).lane != placeOf(i.Domain).lane:
+			return fmt.Sprintf("recipient %d leaves by lane %q and waits for a site in lane %q", i.Recipient, placeOf(i.Domain).lane, placeOf(i.Site).lane)
 		case e.Hold == nil && i.State == schedule.Held:
 			back++
 		}

@@ -95,6 +95,11 @@ func TestVerify(t *testing.T) {
 				func() { r.schedule.Release(schedule.Select{ID: uint64(ids[0])}) },
 			},
 			{
+				`leaves by lane "" and waits for a site in lane "a"`,
+				func() { r.schedule.Assign("one.example", "one.example@a") },
+				func() { r.schedule.Assign("one.example", "one.example") },
+			},
+			{
 				"7 recipients are counted in memory",
 				func() { r.many[ids[1]] = tally{left: 7} },
 				func() { r.many[ids[1]] = tally{left: 2} },

@@ -67,6 +67,7 @@ type event struct {
 type worldExit struct {
 	w    *world
 	dead atomic.Bool
+	out  atomic.Int32 // leaves that were given and not released
 }
 
 func newWorld(seed uint64) *world {
@@ -111,10 +112,14 @@ func (w *world) open() error {
 	w.out = &worldExit{w: w}
 	w.q, err = queue.Open(queue.Options{
 		Store: w.st, Spool: w.st, Host: "mx.example", Log: slog.New(slog.DiscardHandler), Lifetime: worldLifetime,
-		Route:    func(address string) (string, string) { return "out", envelope.Domain(address) },
-		Channels: []queue.Channel{{Name: "out", Exit: w.out, Backoff: schedule.List(10*time.Second, 2*time.Minute), Limit: 20}},
+		Route: func(address string) (string, string) { return "out", envelope.Domain(address) },
+		Lane:  worldLane,
+		Channels: []queue.Channel{{
+			Name: "out", Exit: w.out, Backoff: schedule.List(10*time.Second, 2*time.Minute), Limit: 20, Locate: w.locate, Admit: w.out.admit,
+		}},
 		Bounce: queue.Bounce{
-			Warn: worldWarn, May: func(_ []byte, sender string) bool { return envelope.Domain(sender) != "stranger.example" },
+			Origin: func() []byte { return []byte("reports") },
+			Warn:   worldWarn, May: func(_ []byte, sender string) bool { return envelope.Domain(sender) != "stranger.example" },
 		},
 	})
 	if err != nil {
@@ -131,13 +136,74 @@ func (w *world) close() error {
 	return errors.Join(w.q.Close(ctx), w.st.Close())
 }
 
+// worldLane is the lane of a message: of a letter by its sender, of a report by its
+// origin.
+func worldLane(sender string, origin []byte) string {
+	n, _ := strconv.Atoi(strings.Trim(envelope.Local(sender), "s"))
+	if len(origin) > 0 {
+		return string(origin)
+	}
+	return [...]string{"", "one", "two"}[n%3]
+}
+
+// locate moves domains between two sites, and does not always know.
+func (w *world) locate(context.Context, string) (string, error) {
+	if w.isCalm() {
+		return "mx1.example", nil
+	}
+	switch w.random(12) {
+	case 0:
+		return "", errors.New("no name server")
+	case 1, 2:
+		return "mx2.example", nil
+	}
+	return "mx1.example", nil
+}
+
+// worldLeave is leave for one lane of one site.
+type worldLeave struct {
+	x          *worldExit
+	site, lane string
+	once       sync.Once
+}
+
+// Release is queue.Leave.
+func (l *worldLeave) Release() { l.once.Do(func() { l.x.out.Add(-1) }) }
+
+// admit keeps lanes of sites out at random, for a while or until they are called,
+// which nobody may do.
+func (x *worldExit) admit(now time.Time, site, lane string) (queue.Leave, *queue.Wait) {
+	if !x.w.isCalm() {
+		switch x.w.random(6) {
+		case 0:
+			return nil, &queue.Wait{}
+		case 1:
+			return nil, &queue.Wait{Until: now.Add(time.Duration(1+x.w.random(30)) * time.Second)}
+		}
+	}
+	x.out.Add(1)
+	return &worldLeave{x: x, site: site, lane: lane}, nil
+}
+
 // Deliver is queue.Exit. What it acknowledges it has got, whatever becomes of
 // the queue.
 func (x *worldExit) Deliver(ctx context.Context, j *queue.Job) ([]queue.Result, schedule.Health) {
 	w := x.w
+	if want := worldLane(j.Envelope.Sender, j.Origin); j.Lane != want {
+		w.problem("message %v from %s leaves by %q, not %q", j.ID, j.Envelope.Sender, j.Lane, want)
+	}
+	if l, ok := j.Leave.(*worldLeave); ok && l.lane != j.Lane {
+		w.problem("message %v leaves by %q with leave for %q", j.ID, j.Lane, l.lane)
+	}
+	all := make([]queue.Result, len(j.Envelope.Recipients))
+	if !w.isCalm() && w.random(10) == 0 {
+		for i := range all {
+			all[i] = queue.Result{Reply: reply.Trouble, NotNow: &queue.Wait{}}
+		}
+		return all, schedule.Unchanged
+	}
 	time.Sleep(time.Duration(w.random(20)) * time.Second)
 	text := string(j.Message.Bytes())
-	all := make([]queue.Result, len(j.Envelope.Recipients))
 	for i, r := range j.Envelope.Recipients {
 		all[i] = queue.Result{Reply: w.answer(r.Address), Where: "far.example"}
 		if x.dead.Load() || ctx.Err() != nil {
@@ -261,6 +327,7 @@ func (w *world) operate(order int) error {
 	case 1:
 		_, err = w.q.Release(ctx, sel, "world")
 	case 2:
+		w.q.Admissible("mx1.example")
 		_, err = w.q.Retry(ctx, sel, "world")
 	case 3:
 		all, lerr := w.q.List(ctx, 0, 3, sel.Match)
@@ -343,6 +410,9 @@ func (w *world) drain() error {
 	}
 	for _, v := range left {
 		w.problem("message %v stays in the queue: %+v", v.ID, v)
+	}
+	if n := w.out.out.Load(); n != 0 {
+		w.problem("%d leaves were not released", n)
 	}
 	s, err := w.q.Stats()
 	if err != nil {
