@@ -158,13 +158,15 @@ type mode struct {
 	offers  []string
 	tls     *tls.Config
 	o       smtp.Options
+	// implicit servers begin with TLS.
+	implicit bool
 }
 
-// expected is testdata/faults.txt: what comes of a fault at a point, by "fault
+// cells are those of a file of testdata: what comes of a fault at a point, by "fault
 // point", or "fault point mode" where that is otherwise.
-func expected(t *testing.T) map[string]string {
+func cells(t *testing.T, file string) map[string]string {
 	t.Helper()
-	content, err := os.ReadFile("testdata/faults.txt")
+	content, err := os.ReadFile("testdata/" + file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,7 +182,7 @@ func expected(t *testing.T) map[string]string {
 		where, what, ok := strings.Cut(l, "|")
 		key := name + " " + strings.Join(strings.Fields(where), " ")
 		if _, twice := all[key]; !ok || name == "" || twice {
-			t.Fatalf("faults.txt:%d: %q is no cell, or stands there twice", i+1, l)
+			t.Fatalf("%s:%d: %q is no cell, or stands there twice", file, i+1, l)
 		}
 		var parts []string
 		for part := range strings.SplitSeq(what, "|") {
@@ -196,50 +198,64 @@ func expected(t *testing.T) map[string]string {
 // ends as testdata/faults.txt has it. Time is simulated, so that the times are those
 // of RFC 5321.
 func TestFaultMatrix(t *testing.T) {
-	want := expected(t)
-	known := map[string]bool{}
-	check := func(t *testing.T, f, p string, m mode, got string) {
-		t.Helper()
-		key := f + " " + p
-		if _, own := want[key+" "+m.name]; own {
-			key += " " + m.name
-		}
-		known[key] = true
-		if w, ok := want[key]; !ok {
-			t.Errorf("faults.txt: a cell is missing: %s, %s, which is in %s:\n%s", f, p, m.name, got)
-		} else if w != got {
-			t.Errorf("%s at %s, %s:\ngot  %s\nwant %s", f, p, m.name, got, w)
-		}
-	}
-	for _, m := range modes(t) {
+	want := cells(t, "faults.txt")
+	m := &matrix{file: "faults.txt", want: want, known: map[string]bool{}}
+	for _, how := range modes(t) {
 		for name, err := range dialFaults() {
-			t.Run(m.name+" "+name, func(t *testing.T) {
-				check(t, name, "dial", m, m.both(t, trouble{dial: err, silent: err == nil}))
+			t.Run(how.name+" "+name, func(t *testing.T) {
+				m.check(t, name, "dial", how.name, how.both(t, trouble{dial: err, silent: err == nil}))
 			})
 		}
 		for _, f := range faults() {
 			for _, p := range points() {
-				t.Run(m.name+" "+f.name+" "+p.name, func(t *testing.T) {
+				t.Run(how.name+" "+f.name+" "+p.name, func(t *testing.T) {
 					step := f.step(p)
-					if m.o.Chunking && p.name == "data" || m.segment == 1 && isLong(f) {
+					if how.o.Chunking && p.name == "data" || how.segment == 1 && isLong(f) {
 						return // there is no such command, or it would take too long
 					}
 					if step == nil {
-						check(t, f.name, p.name, m, "-")
+						m.check(t, f.name, p.name, how.name, "-")
 						return
 					}
 					step.At, step.Match, step.Bytes = p.at, p.match, 1000
-					check(t, f.name, p.name, m, m.both(t, trouble{step: step}))
+					m.check(t, f.name, p.name, how.name, how.both(t, trouble{step: step}))
 				})
 			}
 		}
 	}
-	for key := range want {
-		if !known[key] {
-			t.Errorf("faults.txt: there is no such cell: %s", key)
+	m.whole(t)
+	t.Log(table(want))
+}
+
+// matrix compares what comes of faults with what a file says.
+type matrix struct {
+	file  string
+	want  map[string]string
+	known map[string]bool
+}
+
+func (m *matrix) check(t *testing.T, fault, point, how, got string) {
+	t.Helper()
+	key := fault + " " + point
+	if _, own := m.want[key+" "+how]; own {
+		key += " " + how
+	}
+	m.known[key] = true
+	if w, ok := m.want[key]; !ok {
+		t.Errorf("%s: a cell is missing: %s, %s, which is in %s:\n%s", m.file, fault, point, how, got)
+	} else if w != got {
+		t.Errorf("%s at %s, %s:\ngot  %s\nwant %s", fault, point, how, got, w)
+	}
+}
+
+// whole checks that the file has no cells but those that were tried.
+func (m *matrix) whole(t *testing.T) {
+	t.Helper()
+	for key := range m.want {
+		if !m.known[key] {
+			t.Errorf("%s: there is no such cell: %s", m.file, key)
 		}
 	}
-	t.Log(table(want))
 }
 
 // table is the matrix for people: what comes of a fault where there is one server.

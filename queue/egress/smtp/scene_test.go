@@ -1,6 +1,7 @@
 package smtp_test
 
 import (
+	"crypto/tls"
 	"fmt"
 	"net"
 	"net/netip"
@@ -24,7 +25,13 @@ type trouble struct {
 	script func(*smtptest.Moment) *smtptest.Step
 	dial   error // of connecting
 	silent bool  // nobody is there
+	// tls is in place of the mode's; clear is for none.
+	tls   *tls.Config
+	clear bool
 }
+
+// today is outside of simulated time.
+var today = time.Now()
 
 // scene is a domain with one host or two in simulated time, of which the first makes
 // trouble.
@@ -35,6 +42,7 @@ type scene struct {
 	gate    *ledger
 	servers []*smtptest.Server
 	most    int64 // bytes to read
+	secure  bool  // the servers know TLS
 }
 
 // mostRead is how much of what servers say is read from a connection, in bytes: a
@@ -48,7 +56,7 @@ const (
 func newScene(t *testing.T, m mode, bad trouble, another bool) *scene {
 	s := &scene{t: t, net: newExchange(), gate: &ledger{t: t}, most: mostRead}
 	if m.tls != nil {
-		s.most = mostSecure
+		s.most, s.secure = mostSecure, true
 	}
 	s.net.segment, s.net.window = m.segment, 1<<10
 	n := newInternet(t)
@@ -62,7 +70,10 @@ func newScene(t *testing.T, m mode, bad trouble, another bool) *scene {
 	case bad.dial != nil:
 		s.net.fails["192.0.2.1"+port] = &net.OpError{Op: "dial", Err: bad.dial}
 	case !bad.silent:
-		o := smtptest.Options{Extensions: m.offers, TLS: m.tls, Steps: bad.steps, Script: bad.script}
+		o := smtptest.Options{Extensions: m.offers, TLS: m.tls, Implicit: m.implicit && !bad.clear, Steps: bad.steps, Script: bad.script}
+		if bad.tls != nil || bad.clear {
+			o.TLS = bad.tls
+		}
 		if bad.step != nil {
 			o.Steps = []smtptest.Step{*bad.step}
 		}
@@ -72,13 +83,15 @@ func newScene(t *testing.T, m mode, bad trouble, another bool) *scene {
 	if another {
 		n.mx["d.test"] = exchangers(resolve.Host{Name: "mx1.d.test", Preference: 1}, resolve.Host{Name: "mx2.d.test", Preference: 2})
 		n.hosts["mx2.d.test"] = []string{"192.0.2.2"}
-		s.serve("192.0.2.2"+port, smtptest.Options{Extensions: m.offers, TLS: m.tls})
+		s.serve("192.0.2.2"+port, smtptest.Options{Extensions: m.offers, TLS: m.tls, Implicit: m.implicit})
 	} else if o.Routes != nil {
 		hops := o.Routes("d.test")
 		o.Routes = to(hops[:1]...)
 	}
 	o.Resolver, o.Dialer, o.Hello, o.Gate = n, s.net, "us.test", s.gate
 	o.Shuffle = func(int, func(i, k int)) {}
+	start := time.Now()
+	o.Now = func() time.Time { return today.Add(time.Since(start)) } // when certificates are valid
 	var err error
 	if s.exit, err = smtp.New(o); err != nil {
 		t.Fatal(err)
@@ -131,6 +144,9 @@ func (s *scene) outcome(results []smtp.Result, took time.Duration) string {
 			}
 			if code, ok := has[w]; !ok || code != 0 && code != 250 { // 0: it said so in words of its own
 				s.t.Errorf("%s is said to have the message of %s: %+v", to, r.Where, r)
+			}
+			if s.secure && r.TLS.Version == 0 {
+				w += "-in-clear"
 			}
 		case reply.Permanent:
 			w = "refused " + r.Phase.String()
