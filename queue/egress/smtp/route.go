@@ -194,6 +194,7 @@ type walk struct {
 	soft   error // a host could not be looked up for now
 	// unknown are the preferences of which that is true.
 	unknown int
+	unasked bool // there were more hosts than are looked up
 	self    bool // this machine is one of the hosts
 	lacks   bool // the source has no address for some of the hosts' addresses
 }
@@ -258,7 +259,9 @@ func (w *walk) look(ctx context.Context, g group) {
 			return
 		}
 	}
-	hosts = hosts[:min(len(hosts), maxHosts)]
+	if len(hosts) > maxHosts {
+		hosts, w.unasked = hosts[:maxHosts], true
+	}
 	found, errs := make([][]netip.Addr, len(hosts)), make([]error, len(hosts))
 	var wg sync.WaitGroup
 	for i, h := range hosts {
@@ -360,6 +363,8 @@ func (w *walk) nothing() Result {
 		return Result{Reply: noSource(fault), Err: fault}
 	case w.soft != nil:
 		return Result{Reply: dnsTrouble, Err: w.soft}
+	case w.unasked: // others are chosen the next time
+		return Result{Reply: dnsTrouble, Err: fmt.Errorf("none of %d hosts has an address, and there are more of the same preference", maxHosts)}
 	case w.to.routed:
 		return Result{Reply: noRouteHost(w.to.groups[0].hop.Host)}
 	case w.to.implicit:
