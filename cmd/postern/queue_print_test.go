@@ -30,7 +30,7 @@ func queued() []api.QueueMessage {
 				{Address: "one@c.example", Status: "delivered", Attempts: 1, Last: at(1), Reply: "250 ok", Where: "mx.c.example", Channel: "remote", Domain: "c.example"},
 				{
 					Address: "two@c.example", Status: "deferred", Attempts: 4, Last: at(3600), Next: at(4 * 3600), Reply: "451 4.7.1 later", Where: "mx.c.example",
-					Channel: "remote", Domain: "c.example", Site: "mx.c.example", Perhaps: true, Warned: true,
+					Channel: "remote", Domain: "c.example", Site: "mx.c.example", Lane: "news", Perhaps: true, Warned: true,
 				},
 				{Address: "three@here.example", Status: "failed", Attempts: 1, Last: at(2), Reply: "550 5.1.1 no such user", Where: "local", Channel: "local", Domain: "here.example"},
 			},
@@ -56,7 +56,7 @@ func queued() []api.QueueMessage {
 			Hold:  &api.QueueHold{Reason: hostile, By: hostile, Since: at(60)},
 			Total: 1, Left: 1, Counts: map[string]int{"deferred": 1},
 			Recipients: []api.QueueRecipient{{
-				Address: hostile, Status: "deferred", Attempts: 1, Last: at(5), Reply: hostile, Where: hostile, Channel: hostile, Domain: hostile, Site: hostile, Reported: true,
+				Address: hostile, Status: "deferred", Attempts: 1, Last: at(5), Reply: hostile, Where: hostile, Channel: hostile, Domain: hostile, Site: hostile, Lane: hostile, Reported: true,
 			}},
 			Origin: &api.Origin{
 				Transaction: hostile, Entrance: hostile, Protocol: hostile, Standing: hostile, Peer: hostile, PeerName: hostile, Helo: hostile, User: hostile, UID: 3,
@@ -102,7 +102,8 @@ func TestQueueOutput(t *testing.T) {
 		"sites": func(w io.Writer) error {
 			return printSites(w, []api.Site{
 				{Name: "mx.c.example", Domains: 2, Queued: 12, Due: 3, InFlight: 4, Held: 1, Connections: 2, Limit: 10, Allowed: 10, Living: true},
-				{Name: hostile, Domains: 1, Queued: 1, Connections: 2, Limit: 10, Allowed: 2, Failures: 3},
+				{Name: "mx.c.example", Lane: "news", Domains: 1, Queued: 1, Limit: 10, Allowed: 2},
+				{Name: hostile, Lane: hostile, Domains: 1, Queued: 1, Connections: 2, Limit: 10, Allowed: 2, Failures: 3},
 				{Domains: 1, Limit: 10, Allowed: 2},
 				{Name: "x", Suspended: "forever", Limit: 10, Allowed: 10},
 			})

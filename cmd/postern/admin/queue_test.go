@@ -278,6 +278,39 @@ func TestCount(t *testing.T) {
 	}
 }
 
+// TestLanes shows a site for each lane, and counts it as one.
+func TestLanes(t *testing.T) {
+	r := newRig(t, nil)
+	ctx := context.Background()
+	r.send("a@b.example", "1@c.example", "2@here.example")
+	id := r.send("news@lane.example", "1@c.example", "2@c.example", "3@here.example")
+	r.send("bulk@lane.example", "1@d.example")
+	row := func(all []api.Site) (names []string) {
+		for _, s := range all {
+			names = append(names, fmt.Sprintf("%s/%s/%d", s.Name, s.Lane, s.Queued))
+		}
+		return names
+	}
+	sites, err := r.client.Sites(ctx)
+	if want := []string{"c.example//1", "c.example/news/2", "d.example/bulk/1", "here.example//2"}; err != nil || !slices.Equal(row(sites), want) {
+		t.Errorf("%q, %v", row(sites), err)
+	}
+	var page []api.Site
+	if err := r.client.call(ctx, "GET", "/v1/sites?max=1", nil, &page); err != nil || !slices.Equal(row(page), []string{"c.example//1", "c.example/news/2"}) {
+		t.Errorf("a page parts a site: %q, %v", row(page), err)
+	}
+	for _, match := range []string{"", "true"} {
+		c, err := r.client.QueueCount(ctx, "site", match, 0)
+		if err != nil || len(c.Names) != 3 || c.Names[0].Name != "c.example" || c.Names[0].Recipients != 3 {
+			t.Errorf("match %q: %+v, %v", match, c, err)
+		}
+	}
+	m, err := r.client.QueueShow(ctx, id)
+	if err != nil || m.Recipients[1].Site != "c.example" || m.Recipients[1].Lane != "news" || m.Recipients[2].Lane != "" {
+		t.Errorf("%+v, %v", m.Recipients, err)
+	}
+}
+
 // TestReleaseQuarantined: what a filter holds is let go by its ID alone: neither
 // all nor a rule means it.
 func TestReleaseQuarantined(t *testing.T) {

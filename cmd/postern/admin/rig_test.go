@@ -84,7 +84,16 @@ func newRigOn(t *testing.T, disk *queuetest.Memory, change func(*Daemon)) *rig {
 			}
 			return "local", "here.example"
 		},
-		Channels: []queue.Channel{{Name: "local", Exit: exit{}}, {Name: "remote", Exit: exit{}}},
+		Lane: func(sender string, _ []byte) string {
+			if lane, ok := strings.CutSuffix(sender, "@lane.example"); ok {
+				return lane
+			}
+			return ""
+		},
+		Channels: []queue.Channel{
+			{Name: "local", Exit: exit{}},
+			{Name: "remote", Exit: exit{}, Admit: func(time.Time, string, string) (queue.Leave, *queue.Wait) { return nil, nil }},
+		},
 	})
 	if err != nil {
 		t.Fatal(err)
