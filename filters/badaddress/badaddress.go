@@ -131,7 +131,7 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 	f := &Filter{}
 	var wrong []error
 	bad := func(key, format string, args ...any) {
-		wrong = append(wrong, keyError{key, fmt.Errorf(format, args...)})
+		wrong = append(wrong, pipeline.AtKey(key, fmt.Errorf(format, args...)))
 	}
 	dialect := rules.Globs
 	switch o.Dialect {
@@ -184,13 +184,13 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 // its exceptions hold for the files, too.
 func (s *side) read(key string, entries []string, dialect rules.Dialect) (wrong []error) {
 	if len(entries) > maxList {
-		return []error{keyError{key, fmt.Errorf("%d entries, at most %d: write them into a file", len(entries), maxList)}}
+		return []error{pipeline.AtKey(key, fmt.Errorf("%d entries, at most %d: write them into a file", len(entries), maxList))}
 	}
 	var own, except []rules.Line
 	for i, e := range entries {
 		at := fmt.Sprintf("%s[%d]", key, i)
 		if err := checkEntry(e, dialect); err != nil {
-			wrong = append(wrong, keyError{at, err})
+			wrong = append(wrong, pipeline.AtKey(at, err))
 			continue
 		}
 		if text, not := strings.CutPrefix(e, "!"); not && dialect == rules.Globs {
@@ -204,11 +204,11 @@ func (s *side) read(key string, entries []string, dialect rules.Dialect) (wrong 
 	}
 	var err, other error
 	if s.except, err = rules.NewAddressList(except, rules.Globs); err != nil {
-		return []error{keyError{key, err}}
+		return []error{pipeline.AtKey(key, err)}
 	}
 	l := list{}
 	if l.own, other = rules.NewAddressList(own, dialect); other != nil {
-		return []error{keyError{key, other}}
+		return []error{pipeline.AtKey(key, other)}
 	}
 	if len(own) > 0 {
 		s.lists = append(s.lists, l)
@@ -253,17 +253,17 @@ func checkRegex(e string) error {
 // open reads the files.
 func (s *side) open(env pipeline.Env, key string, paths []string, dialect rules.Dialect) (wrong []error) {
 	if len(paths) > maxFiles {
-		return []error{keyError{key, fmt.Errorf("%d files, at most %d", len(paths), maxFiles)}}
+		return []error{pipeline.AtKey(key, fmt.Errorf("%d files, at most %d", len(paths), maxFiles))}
 	}
 	for i, path := range paths {
 		at := fmt.Sprintf("%s[%d]", key, i)
 		if !filepath.IsAbs(path) {
-			wrong = append(wrong, keyError{at, fmt.Errorf("%q is no absolute path", reply.Clean(path, 200))})
+			wrong = append(wrong, pipeline.AtKey(at, fmt.Errorf("%q is no absolute path", reply.Clean(path, 200))))
 			continue
 		}
 		file, err := openList(env.Log, env.Now, path, dialect)
 		if err != nil {
-			wrong = append(wrong, keyError{at, fmt.Errorf("%w; make the file, or correct it, or take it off the list", err)})
+			wrong = append(wrong, pipeline.AtKey(at, fmt.Errorf("%w; make the file, or correct it, or take it off the list", err)))
 			continue
 		}
 		s.lists = append(s.lists, list{name: reply.Clean(path, 200), file: file})
@@ -290,19 +290,6 @@ func openList(log *slog.Logger, now func() time.Time, path string, dialect rules
 		return l, err
 	})
 }
-
-// keyError is an error that knows the key of the configuration it is about, so
-// that the configuration can tell file and line.
-type keyError struct {
-	key string
-	error
-}
-
-// Key is the key, "senders[2]".
-func (e keyError) Key() string { return e.key }
-
-// Unwrap is the error itself.
-func (e keyError) Unwrap() error { return e.error }
 
 // Traits of a filter that protects, from everybody.
 func (f *Filter) Traits() pipeline.Traits {

@@ -168,7 +168,7 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 		to             *pipeline.Action
 	}{{"action", o.Action, "refuse quarantine discard", &f.action}, {"unscannable", o.Unscannable, "refuse quarantine defer pass", &f.unscannable}} {
 		if !oneOf(w.word, w.may) {
-			return nil, keyError{w.key, fmt.Errorf("%q: write %s", reply.Clean(w.word, 80), strings.ReplaceAll(w.may, " ", ", "))}
+			return nil, pipeline.AtKey(w.key, fmt.Errorf("%q: write %s", reply.Clean(w.word, 80), strings.ReplaceAll(w.may, " ", ", ")))
 		}
 		*w.to = actions[w.word]
 	}
@@ -215,35 +215,22 @@ func (o *Options) check() error {
 		{"connections", int64(o.Connections), servers.MaxConnections}, {"max", o.Max, 1<<32 - 1}, {"decoded", o.Decoded, maxDecoded}, {"contents", int64(o.Contents), maxContents},
 	} {
 		if n.value < 1 || n.value > n.max {
-			return keyError{n.key, fmt.Errorf("%d: write a number from 1 to %d", n.value, n.max)}
+			return pipeline.AtKey(n.key, fmt.Errorf("%d: write a number from 1 to %d", n.value, n.max))
 		}
 	}
 	if !oneOf(o.Parts, "differing all none") {
-		return keyError{"parts", fmt.Errorf("%q: write differing, all or none", reply.Clean(o.Parts, 80))}
+		return pipeline.AtKey("parts", fmt.Errorf("%q: write differing, all or none", reply.Clean(o.Parts, 80)))
 	}
 	if len(o.Text) > maxText || reply.Clean(o.Text, maxText) != o.Text {
-		return keyError{"text", fmt.Errorf("write one line of printable ASCII, at most %d bytes", maxText)}
+		return pipeline.AtKey("text", fmt.Errorf("write one line of printable ASCII, at most %d bytes", maxText))
 	}
 	if o.Header != "" {
 		if err := (message.FieldEdit{Name: o.Header, Value: "x"}).Check(); err != nil {
-			return keyError{"header", err}
+			return pipeline.AtKey("header", err)
 		}
 	}
 	return nil
 }
-
-// keyError is an error that knows the key of the configuration it is about, so
-// that the configuration can tell file and line.
-type keyError struct {
-	key string
-	error
-}
-
-// Key is the key, "address[1]".
-func (e keyError) Key() string { return e.key }
-
-// Unwrap is the error itself.
-func (e keyError) Unwrap() error { return e.error }
 
 // Traits of a filter that protects.
 func (f *Filter) Traits() pipeline.Traits {

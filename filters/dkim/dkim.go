@@ -145,20 +145,7 @@ func SignKind() pipeline.Kind {
 	}}
 }
 
-// keyError is an error that knows the key of the configuration it is about, so
-// that the configuration can tell file and line.
-type keyError struct {
-	key string
-	error
-}
-
-// Key is the key, "headers[2]".
-func (e keyError) Key() string { return e.key }
-
-// Unwrap is the error itself.
-func (e keyError) Unwrap() error { return e.error }
-
 // oneOf is the error of a word that an option does not know.
 func oneOf(key, value string, words ...string) error {
-	return keyError{key, fmt.Errorf("%q: write %s", reply.Clean(value, 80), strings.Join(words, ", "))}
+	return pipeline.AtKey(key, fmt.Errorf("%q: write %s", reply.Clean(value, 80), strings.Join(words, ", ")))
 }

@@ -465,7 +465,7 @@ func TestOptions(t *testing.T) {
 		"always_signed = [\"example.org\", \"a b\"]": "always_signed[1]", "fail_score = nan": "fail_score", "missing_score = 1e9": "missing_score",
 	} {
 		_, err := VerifyKind().New(filtertest.Env(t), filtertest.Decode(config))
-		var key keyError
+		var key pipeline.KeyError
 		if !errors.As(err, &key) || key.Key() != want {
 			t.Errorf("%s: %v", config, err)
 		}
@@ -477,7 +477,7 @@ func TestOptions(t *testing.T) {
 		"headers = [\"From\", \"" + strings.Repeat("x", 900) + "\"]": "headers",
 	} {
 		_, err := SignKind().New(filtertest.Env(t), filtertest.Decode(config))
-		var key keyError
+		var key pipeline.KeyError
 		if !errors.As(err, &key) || key.Key() != want {
 			t.Errorf("%s: %v", config, err)
 		}

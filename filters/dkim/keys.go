@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/net/publicsuffix"
+
+	"github.com/postern-mta/postern/pipeline"
 )
 
 // Bounds of a Keys.
@@ -95,11 +97,11 @@ func NewKeys(places, selectors []string) (*Keys, error) {
 	k := &Keys{parsed: map[string]parsedKey{}, folders: map[string]folder{}}
 	for i, p := range places {
 		if !filepath.IsAbs(p) {
-			return nil, keyError{fmt.Sprintf("keys[%d]", i), fmt.Errorf("%q is no absolute path", p)}
+			return nil, pipeline.AtKey(fmt.Sprintf("keys[%d]", i), fmt.Errorf("%q is no absolute path", p))
 		}
 		if dir, file := filepath.Split(p); strings.Contains(p, "%") {
 			if _, ok := asciiName(file); !ok || strings.Contains(file, "%") || !strings.Contains(dir, "%") {
-				return nil, keyError{fmt.Sprintf("keys[%d]", i), fmt.Errorf("%q does not end with a selector: write it like /etc/domainkeys/%%/default", p)}
+				return nil, pipeline.AtKey(fmt.Sprintf("keys[%d]", i), fmt.Errorf("%q does not end with a selector: write it like /etc/domainkeys/%%/default", p))
 			}
 		}
 		k.places = append(k.places, filepath.Clean(p))
@@ -107,7 +109,7 @@ func NewKeys(places, selectors []string) (*Keys, error) {
 	for i, s := range selectors {
 		name, ok := asciiName(s)
 		if !ok {
-			return nil, keyError{fmt.Sprintf("selectors[%d]", i), fmt.Errorf("%q is no selector", s)}
+			return nil, pipeline.AtKey(fmt.Sprintf("selectors[%d]", i), fmt.Errorf("%q is no selector", s))
 		}
 		k.selectors = append(k.selectors, name)
 	}

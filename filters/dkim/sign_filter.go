@@ -79,7 +79,7 @@ func NewSignFilter(env pipeline.Env, o SignOptions) (*SignFilter, error) {
 	f.cache = newCache(now, cacheLife)
 	f.signer = &Signer{Headers: o.Headers, Oversign: o.Oversign, Expires: o.Expires, Now: now}
 	if len(o.Keys) == 0 {
-		return nil, keyError{"keys", errors.New("it names no place: write the folder of the keys")}
+		return nil, pipeline.AtKey("keys", errors.New("it names no place: write the folder of the keys"))
 	}
 	var err error
 	if f.keys, err = NewKeys(o.Keys, o.Selectors); err != nil {
@@ -93,11 +93,11 @@ func NewSignFilter(env pipeline.Env, o SignOptions) (*SignFilter, error) {
 	if o.Domain != "" {
 		var ok bool
 		if f.domain, ok = asciiName(o.Domain); !ok {
-			return nil, keyError{"domain", fmt.Errorf("%q is no domain", reply.Clean(o.Domain, 80))}
+			return nil, pipeline.AtKey("domain", fmt.Errorf("%q is no domain", reply.Clean(o.Domain, 80)))
 		}
 	}
 	if o.Expires != 0 && o.Expires < minExpires {
-		return nil, keyError{"expires", fmt.Errorf("%v: write %v or more, or 0: a message may wait in queues", o.Expires, minExpires)}
+		return nil, pipeline.AtKey("expires", fmt.Errorf("%v: write %v or more, or 0: a message may wait in queues", o.Expires, minExpires))
 	}
 	if err := checkNames(o); err != nil {
 		return nil, err
@@ -128,16 +128,16 @@ func checkNames(o SignOptions) error {
 	}{{"headers", o.Headers}, {"oversign", o.Oversign}} {
 		for i, n := range l.names {
 			if !isFieldName(n) || isIn(n, neverSigned()) {
-				return keyError{fmt.Sprintf("%s[%d]", l.key, i), fmt.Errorf("%q is no header field that can be signed", reply.Clean(n, 80))}
+				return pipeline.AtKey(fmt.Sprintf("%s[%d]", l.key, i), fmt.Errorf("%q is no header field that can be signed", reply.Clean(n, 80)))
 			}
 			length += len(n) + 1
 		}
 		if length > maxNamesLine {
-			return keyError{l.key, fmt.Errorf("the names have more than %d bytes together", maxNamesLine)}
+			return pipeline.AtKey(l.key, fmt.Errorf("the names have more than %d bytes together", maxNamesLine))
 		}
 	}
 	if o.Headers != nil && !isIn("From", o.Headers) {
-		return keyError{"headers", errors.New("it lacks From, which must be signed (RFC 6376 §5.4)")}
+		return pipeline.AtKey("headers", errors.New("it lacks From, which must be signed (RFC 6376 §5.4)"))
 	}
 	return nil
 }

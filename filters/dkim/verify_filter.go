@@ -109,15 +109,15 @@ func lookTXT(r pipeline.Resolver) texts {
 func (f *VerifyFilter) setBounds(o VerifyOptions) error {
 	switch {
 	case o.Signatures < 0 || o.Signatures > 100:
-		return keyError{"signatures", fmt.Errorf("%d: write a number from 1 to 100", o.Signatures)}
+		return pipeline.AtKey("signatures", fmt.Errorf("%d: write a number from 1 to 100", o.Signatures))
 	case o.Wait < 0:
-		return keyError{"wait", errors.New("it must not be negative")}
+		return pipeline.AtKey("wait", errors.New("it must not be negative"))
 	case o.Drift < 0:
-		return keyError{"drift", errors.New("it must not be negative")}
+		return pipeline.AtKey("drift", errors.New("it must not be negative"))
 	}
 	for key, score := range map[string]float64{"fail_score": o.FailScore, "missing_score": o.MissingScore} {
 		if math.IsNaN(score) || math.Abs(score) > maxScore {
-			return keyError{key, fmt.Errorf("%v: write a number up to %v", score, maxScore)}
+			return pipeline.AtKey(key, fmt.Errorf("%v: write a number up to %v", score, maxScore))
 		}
 	}
 	return nil
@@ -125,10 +125,10 @@ func (f *VerifyFilter) setBounds(o VerifyOptions) error {
 
 func (f *VerifyFilter) setNames(o VerifyOptions) error {
 	if f.id = o.AuthservID; f.id == "" {
-		return keyError{"authserv_id", errors.New("it is missing: write our name for results")}
+		return pipeline.AtKey("authserv_id", errors.New("it is missing: write our name for results"))
 	}
 	if len(f.id) > maxWord || reply.Clean(f.id, maxWord) != f.id || strings.ContainsAny(f.id, ` "\;()/`) {
-		return keyError{"authserv_id", fmt.Errorf("%q is no name: write one like mx.example.org", reply.Clean(f.id, 80))}
+		return pipeline.AtKey("authserv_id", fmt.Errorf("%q is no name: write one like mx.example.org", reply.Clean(f.id, 80)))
 	}
 	if len(o.AlsoOurs) > maxNames || len(o.AlwaysSigned) > maxNames {
 		return fmt.Errorf("more than %d names in also_ours or always_signed", maxNames)
@@ -136,14 +136,14 @@ func (f *VerifyFilter) setNames(o VerifyOptions) error {
 	for i, name := range append([]string{f.id}, o.AlsoOurs...) {
 		folded := strings.TrimRight(fold(name), ".")
 		if folded == "" {
-			return keyError{fmt.Sprintf("also_ours[%d]", i-1), errors.New("it is empty")}
+			return pipeline.AtKey(fmt.Sprintf("also_ours[%d]", i-1), errors.New("it is empty"))
 		}
 		f.ours = append(f.ours, folded)
 	}
 	for i, d := range o.AlwaysSigned {
 		name, ok := asciiName(d)
 		if !ok {
-			return keyError{fmt.Sprintf("always_signed[%d]", i), fmt.Errorf("%q is no domain", reply.Clean(d, 80))}
+			return pipeline.AtKey(fmt.Sprintf("always_signed[%d]", i), fmt.Errorf("%q is no domain", reply.Clean(d, 80)))
 		}
 		f.always = append(f.always, name)
 	}

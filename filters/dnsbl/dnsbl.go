@@ -173,11 +173,11 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 	case len(o.Lists) == 0:
 		return nil, errors.New("there is no list: add a table named list with a zone")
 	case len(o.Lists) > maxLists:
-		return nil, keyError{fmt.Sprintf("list[%d]", maxLists), fmt.Errorf("more than %d lists", maxLists)}
+		return nil, pipeline.AtKey(fmt.Sprintf("list[%d]", maxLists), fmt.Errorf("more than %d lists", maxLists))
 	case !(o.Reject >= 0 && o.Reject <= maxWeight):
-		return nil, keyError{"reject", fmt.Errorf("%v: write a number from 0 to %v", o.Reject, float64(maxWeight))}
+		return nil, pipeline.AtKey("reject", fmt.Errorf("%v: write a number from 0 to %v", o.Reject, float64(maxWeight)))
 	case o.Wait < 0:
-		return nil, keyError{"wait", errors.New("it must not be negative")}
+		return nil, pipeline.AtKey("wait", errors.New("it must not be negative"))
 	case o.Wait == 0:
 		f.wait = defaultWait
 	}
@@ -186,13 +186,13 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 	}
 	var ok bool
 	if f.action, ok = reply.ParseAction(o.Action); !ok || f.action != pipeline.Reject && f.action != pipeline.Defer {
-		return nil, keyError{"action", fmt.Errorf("%q: write reject or defer", reply.Clean(o.Action, 80))}
+		return nil, pipeline.AtKey("action", fmt.Errorf("%q: write reject or defer", reply.Clean(o.Action, 80)))
 	}
 	var wrong []error
 	f.lists = make([]list, len(o.Lists))
 	for i, l := range o.Lists {
 		if key, err := f.lists[i].set(l); err != nil {
-			wrong = append(wrong, keyError{fmt.Sprintf("list[%d].%s", i, key), err})
+			wrong = append(wrong, pipeline.AtKey(fmt.Sprintf("list[%d].%s", i, key), err))
 		}
 	}
 	if err := errors.Join(wrong...); err != nil {
@@ -200,19 +200,6 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 	}
 	return f, nil
 }
-
-// keyError is an error that knows the key of the configuration it is about, so
-// that the configuration can tell file and line.
-type keyError struct {
-	key string
-	error
-}
-
-// Key is the key, "list[2].zone".
-func (e keyError) Key() string { return e.key }
-
-// Unwrap is the error itself.
-func (e keyError) Unwrap() error { return e.error }
 
 // Traits of a filter that advises, about strangers.
 func (f *Filter) Traits() pipeline.Traits {

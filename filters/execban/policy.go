@@ -51,21 +51,8 @@ const (
 	maxSignatures = 2 << 20
 )
 
-// keyError is an error that knows the key of the configuration it is about, so
-// that the configuration can tell file and line.
-type keyError struct {
-	key string
-	error
-}
-
-// Key is the key, "class[2].name".
-func (e keyError) Key() string { return e.key }
-
-// Unwrap is the error itself.
-func (e keyError) Unwrap() error { return e.error }
-
 func keyed(key, format string, args ...any) error {
-	return keyError{key, fmt.Errorf(format, args...)}
+	return pipeline.AtKey(key, fmt.Errorf(format, args...))
 }
 
 // compile checks the options and makes of them what judges and what scans.
@@ -228,7 +215,7 @@ func (p *policy) exceptions(all []Exception) error {
 		if e.When != "" {
 			var err error
 			if x.when, err = rules.Compile(pipeline.Facts(), e.When); err != nil {
-				wrong = append(wrong, keyError{key + ".when", err})
+				wrong = append(wrong, pipeline.AtKey(key+".when", err))
 				continue
 			}
 			if since := pipeline.Stage(x.when.Since()); since > pipeline.AtMessage {
@@ -241,7 +228,7 @@ func (p *policy) exceptions(all []Exception) error {
 		}
 		for j, class := range e.Classes {
 			if err := p.mustKnow(class); err != nil && class != allClasses {
-				wrong = append(wrong, keyError{fmt.Sprintf("%s.classes[%d]", key, j), err})
+				wrong = append(wrong, pipeline.AtKey(fmt.Sprintf("%s.classes[%d]", key, j), err))
 			}
 		}
 		if !slices.Contains(e.Classes, allClasses) {
@@ -259,12 +246,12 @@ func (r *request) readSignatures(path string) error {
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		return keyError{"signatures", err}
+		return pipeline.AtKey("signatures", err)
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxSignatures+1))
 	if err != nil {
-		return keyError{"signatures", err}
+		return pipeline.AtKey("signatures", err)
 	}
 	if len(b) > maxSignatures {
 		return keyed("signatures", "%s: more than %d bytes", path, maxSignatures)

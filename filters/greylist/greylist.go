@@ -182,7 +182,7 @@ func orElse[T comparable](v, otherwise T) T {
 // check looks at the options, and reads the lists.
 func (f *Filter) check(o Options) (wrong []error) {
 	bad := func(key, format string, args ...any) {
-		wrong = append(wrong, keyError{key, fmt.Errorf(format, args...)})
+		wrong = append(wrong, pipeline.AtKey(key, fmt.Errorf(format, args...)))
 	}
 	if f.delay < 0 || f.delay > 24*time.Hour {
 		bad("delay", "%v: it is at most a day", o.Delay)
@@ -252,19 +252,6 @@ func parseNetwork(s string) (netip.Prefix, error) {
 	a = a.Unmap().WithZone("")
 	return a.Prefix(a.BitLen())
 }
-
-// keyError is an error that knows the key of the configuration it is about, so
-// that the configuration can tell file and line.
-type keyError struct {
-	key string
-	error
-}
-
-// Key is the key, "networks[2]".
-func (e keyError) Key() string { return e.key }
-
-// Unwrap is the error itself.
-func (e keyError) Unwrap() error { return e.error }
 
 // Traits of a filter that advises, about strangers.
 func (f *Filter) Traits() pipeline.Traits {

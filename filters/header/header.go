@@ -141,12 +141,12 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 	}
 	schema := pipeline.Facts()
 	if len(o.Rules) > maxRules {
-		return nil, keyError{fmt.Sprintf("rule[%d]", maxRules), fmt.Errorf("more than %d rules", maxRules)}
+		return nil, pipeline.AtKey(fmt.Sprintf("rule[%d]", maxRules), fmt.Errorf("more than %d rules", maxRules))
 	}
 	for i, r := range o.Rules {
 		compiled, key, err := r.compile(schema)
 		if err != nil {
-			return nil, keyError{fmt.Sprintf("rule[%d].%s", i, key), err}
+			return nil, pipeline.AtKey(fmt.Sprintf("rule[%d].%s", i, key), err)
 		}
 		f.rules = append(f.rules, compiled)
 	}
@@ -234,19 +234,6 @@ func (r Rule) parseValue(op message.EditOp, e message.FieldEdit) (template, erro
 	}
 	return t, nil
 }
-
-// keyError is an error that knows the key of the configuration it is about, so
-// that the configuration can tell file and line.
-type keyError struct {
-	key string
-	error
-}
-
-// Key is the key, "rule[2].when".
-func (e keyError) Key() string { return e.key }
-
-// Unwrap is the error itself.
-func (e keyError) Unwrap() error { return e.error }
 
 // Traits of a filter on whose fields others rely.
 func (f *Filter) Traits() pipeline.Traits {

@@ -144,7 +144,7 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 	f := &Filter{header: o.Header, text: o.Text, workers: env.Workers}
 	var wrong []error
 	bad := func(key, format string, args ...any) {
-		wrong = append(wrong, keyError{key, fmt.Errorf(format, args...)})
+		wrong = append(wrong, pipeline.AtKey(key, fmt.Errorf(format, args...)))
 	}
 	if o.Max == 0 {
 		o.Max = defaultMax
@@ -171,8 +171,7 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 	for i, m := range o.Matches {
 		p, errs := m.compile(names)
 		for _, e := range errs {
-			e.key = fmt.Sprintf("match[%d]%s", i, e.key)
-			wrong = append(wrong, e)
+			wrong = append(wrong, e.Below(fmt.Sprintf("match[%d]", i)))
 		}
 		own = append(own, p)
 	}
@@ -188,7 +187,7 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 	}
 	if o.File != "" {
 		if f.file, err = openFile(env, o.File, own, o.Max); err != nil {
-			return nil, keyError{"file", err}
+			return nil, pipeline.AtKey("file", err)
 		}
 	}
 	return f, nil
@@ -230,19 +229,6 @@ func openFile(env pipeline.Env, path string, own []pattern, most int64) (*rules.
 		return newSet(append(append([]pattern(nil), own...), more...), most)
 	})
 }
-
-// keyError is an error that knows the key of the configuration it is about, so
-// that the configuration can tell file and line.
-type keyError struct {
-	key string
-	error
-}
-
-// Key is the key, "match[2].expr".
-func (e keyError) Key() string { return e.key }
-
-// Unwrap is the error itself.
-func (e keyError) Unwrap() error { return e.error }
 
 // Traits of a filter that protects.
 func (f *Filter) Traits() pipeline.Traits {

@@ -58,9 +58,9 @@ func (p *pattern) symbol() string {
 
 // compile makes a pattern ready; keys of errors begin with a dot. names are those
 // that are taken.
-func (m Match) compile(names map[string]bool) (p pattern, wrong []keyError) {
+func (m Match) compile(names map[string]bool) (p pattern, wrong []pipeline.KeyError) {
 	bad := func(key, format string, args ...any) {
-		wrong = append(wrong, keyError{key, fmt.Errorf(format, args...)})
+		wrong = append(wrong, pipeline.AtKey(key, fmt.Errorf(format, args...)))
 	}
 	p.name, p.score = m.Name, m.Score
 	switch {
@@ -127,7 +127,7 @@ func parseLines(lines []rules.Line, own []pattern) (all []pattern, err error) {
 		}
 		p, wrong := m.compile(names)
 		if len(wrong) > 0 {
-			return nil, fmt.Errorf("line %d: %s: %w", line.No, strings.TrimPrefix(wrong[0].key, "."), wrong[0].error)
+			return nil, fmt.Errorf("line %d: %s: %w", line.No, strings.TrimPrefix(wrong[0].Key(), "."), wrong[0].Unwrap())
 		}
 		if all = append(all, p); len(all)+len(own) > maxPatterns {
 			return nil, fmt.Errorf("line %d: more than %d patterns", line.No, maxPatterns)

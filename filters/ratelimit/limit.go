@@ -89,9 +89,9 @@ const (
 )
 
 // compile makes a limit ready; the keys of its errors begin with a dot.
-func (l Limit) compile(schema *rules.Schema) (c limit, wrong []keyError) {
+func (l Limit) compile(schema *rules.Schema) (c limit, wrong []pipeline.KeyError) {
 	bad := func(key, format string, args ...any) {
-		wrong = append(wrong, keyError{key, fmt.Errorf(format, args...)})
+		wrong = append(wrong, pipeline.AtKey(key, fmt.Errorf(format, args...)))
 	}
 	words := make([]string, len(bases))
 	for i := range bases {
@@ -149,7 +149,7 @@ func checkNames(limits []limit) (wrong []error) {
 	seen := map[string]int{}
 	for i, l := range limits {
 		if first, twice := seen[l.name]; twice {
-			wrong = append(wrong, keyError{fmt.Sprintf("limit[%d]", i), fmt.Errorf("it is called %s, as limit %d is, and would count in the same place: give it a name of its own", l.name, first+1)})
+			wrong = append(wrong, pipeline.AtKey(fmt.Sprintf("limit[%d]", i), fmt.Errorf("it is called %s, as limit %d is, and would count in the same place: give it a name of its own", l.name, first+1)))
 			continue
 		}
 		seen[l.name] = i

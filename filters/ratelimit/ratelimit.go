@@ -145,17 +145,16 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 	case len(o.Limits) == 0:
 		return nil, errors.New("there is no limit: add a table named limit with by, messages and per")
 	case len(o.Limits) > maxLimits:
-		return nil, keyError{fmt.Sprintf("limit[%d]", maxLimits), fmt.Errorf("more than %d limits", maxLimits)}
+		return nil, pipeline.AtKey(fmt.Sprintf("limit[%d]", maxLimits), fmt.Errorf("more than %d limits", maxLimits))
 	case o.Text != reply.Clean(o.Text, maxText):
-		return nil, keyError{"text", fmt.Errorf("it must be one line of at most %d ASCII characters", maxText)}
+		return nil, pipeline.AtKey("text", fmt.Errorf("it must be one line of at most %d ASCII characters", maxText))
 	}
 	schema := pipeline.Facts()
 	var wrong []error
 	for i, l := range o.Limits {
 		c, errs := l.compile(schema)
 		for _, e := range errs {
-			e.key = fmt.Sprintf("limit[%d]%s", i, e.key)
-			wrong = append(wrong, e)
+			wrong = append(wrong, e.Below(fmt.Sprintf("limit[%d]", i)))
 		}
 		f.limits = append(f.limits, c)
 	}
@@ -170,19 +169,6 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 
 // maxText leaves room for the time.
 const maxText = reply.MaxText - 60
-
-// keyError is an error that knows the key of the configuration it is about, so
-// that the configuration can tell file and line.
-type keyError struct {
-	key string
-	error
-}
-
-// Key is the key, "limit[2].per".
-func (e keyError) Key() string { return e.key }
-
-// Unwrap is the error itself.
-func (e keyError) Unwrap() error { return e.error }
 
 // Traits of a filter that advises: counts that cannot be kept stop no mail.
 func (f *Filter) Traits() pipeline.Traits {

@@ -9,13 +9,14 @@ import (
 	"strings"
 	"time"
 
+	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/reply"
 )
 
 // check says what is wrong with the options.
 func (o *Options) check() (wrong []error) {
 	bad := func(key, format string, args ...any) {
-		wrong = append(wrong, keyError{key, fmt.Errorf(format, args...)})
+		wrong = append(wrong, pipeline.AtKey(key, fmt.Errorf(format, args...)))
 	}
 	if o.Need != "" && o.Need != needAny && o.Need != needAll {
 		bad("need", "%q: write any or all", reply.Clean(o.Need, 80))
@@ -50,17 +51,16 @@ func (o *Options) check() (wrong []error) {
 	}
 	for i := range o.Checks {
 		for _, e := range o.Checks[i].check() {
-			e.key = fmt.Sprintf("check[%d]%s", i, e.key)
-			wrong = append(wrong, e)
+			wrong = append(wrong, e.Below(fmt.Sprintf("check[%d]", i)))
 		}
 	}
 	return wrong
 }
 
 // check says what is wrong with a check; keys begin with a dot.
-func (c *Check) check() (wrong []keyError) {
+func (c *Check) check() (wrong []pipeline.KeyError) {
 	bad := func(key, format string, args ...any) {
-		wrong = append(wrong, keyError{key, fmt.Errorf(format, args...)})
+		wrong = append(wrong, pipeline.AtKey(key, fmt.Errorf(format, args...)))
 	}
 	set := 0
 	for _, is := range []bool{c.List != nil, c.File != "", c.CDB != "", c.Program != "", c.Recipients != "", c.Callout} {

@@ -305,19 +305,6 @@ func orElse[T comparable](v, otherwise T) T {
 	return v
 }
 
-// keyError is an error that knows the key of the configuration it is about, so
-// that the configuration can tell file and line.
-type keyError struct {
-	key string
-	error
-}
-
-// Key is the key, "check[2].cdb".
-func (e keyError) Key() string { return e.key }
-
-// Unwrap is the error itself.
-func (e keyError) Unwrap() error { return e.error }
-
 // Traits of a filter that protects, from strangers unless it is told otherwise.
 func (f *Filter) Traits() pipeline.Traits {
 	return pipeline.Traits{OnError: pipeline.ErrorDefers, Strangers: !f.trusted, Stages: []pipeline.Stage{pipeline.AtRecipient}}

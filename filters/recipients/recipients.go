@@ -111,7 +111,7 @@ func New(o Options) (*Filter, error) {
 	f := &Filter{most: o.Most, mostOwn: o.MostOwn, own: o.Own, lists: o.Lists}
 	var wrong []error
 	bad := func(key, format string, args ...any) {
-		wrong = append(wrong, keyError{key, fmt.Errorf(format, args...)})
+		wrong = append(wrong, pipeline.AtKey(key, fmt.Errorf(format, args...)))
 	}
 	if o.Most < 0 || o.Most > maxMost {
 		bad("most", "%d: write 0 to %d", o.Most, maxMost)
@@ -162,19 +162,6 @@ func New(o Options) (*Filter, error) {
 	}
 	return f, nil
 }
-
-// keyError is an error that knows the key of the configuration it is about, so
-// that the configuration can tell file and line.
-type keyError struct {
-	key string
-	error
-}
-
-// Key is the key, "most".
-func (e keyError) Key() string { return e.key }
-
-// Unwrap is the error itself.
-func (e keyError) Unwrap() error { return e.error }
 
 // Traits of a filter that protects.
 func (f *Filter) Traits() pipeline.Traits {

@@ -154,19 +154,6 @@ type Filter struct {
 	depth, expansion int
 }
 
-// keyError is an error that knows the key of the configuration it is about, so
-// that the configuration can tell file and line.
-type keyError struct {
-	key string
-	error
-}
-
-// Key is the key, "map[2].file".
-func (e keyError) Key() string { return e.key }
-
-// Unwrap is the error itself.
-func (e keyError) Unwrap() error { return e.error }
-
 // New makes a rewrite filter, and reads its maps. It uses the environment's Log
 // and Now. The errors say by a method Key which key they are about.
 func New(env pipeline.Env, o Options) (*Filter, error) {
@@ -185,7 +172,7 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 	for i := range o.Maps {
 		s, key, err := o.Maps[i].open(f.senders, log, now)
 		if err != nil {
-			wrong = append(wrong, keyError{fmt.Sprintf("map[%d]%s", i, key), err})
+			wrong = append(wrong, pipeline.AtKey(fmt.Sprintf("map[%d]%s", i, key), err))
 			continue
 		}
 		f.maps = append(f.maps, s)
@@ -206,7 +193,7 @@ func orElse(n, otherwise int) int {
 // check says what is wrong with the options beside the maps.
 func (f *Filter) check(o *Options) (wrong []error) {
 	bad := func(key, format string, args ...any) {
-		wrong = append(wrong, keyError{key, fmt.Errorf(format, args...)})
+		wrong = append(wrong, pipeline.AtKey(key, fmt.Errorf(format, args...)))
 	}
 	if o.Of != "" && o.Of != ofRecipients && o.Of != ofSenders {
 		bad("of", "%q: write recipients or senders", reply.Clean(o.Of, 80))

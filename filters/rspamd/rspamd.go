@@ -190,12 +190,12 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 	}
 	for _, check := range [...]func() (string, error){o.check, o.Marks.Check} {
 		if key, err := check(); err != nil {
-			return nil, keyError{key, err}
+			return nil, pipeline.AtKey(key, err)
 		}
 	}
 	if o.PasswordFile != "" {
 		if f.password, err = readPassword(o.PasswordFile); err != nil {
-			return nil, keyError{"password_file", err}
+			return nil, pipeline.AtKey("password_file", err)
 		}
 	}
 	if f.does, err = o.deeds(); err != nil {
@@ -266,18 +266,18 @@ func (o *Options) deeds() (map[string]deed, error) {
 	add := func(word, key, is string) error {
 		d, ok := parseDeed(is)
 		if !ok {
-			return keyError{key, fmt.Errorf("%q: write refuse, defer, quarantine, discard, header, subject or pass", reply.Clean(is, 80))}
+			return pipeline.AtKey(key, fmt.Errorf("%q: write refuse, defer, quarantine, discard, header, subject or pass", reply.Clean(is, 80)))
 		}
 		does[word] = d
 		return nil
 	}
 	if len(o.Custom) > maxCustom {
-		return nil, keyError{"custom", fmt.Errorf("more than %d actions", maxCustom)}
+		return nil, pipeline.AtKey("custom", fmt.Errorf("more than %d actions", maxCustom))
 	}
 	for word, is := range o.Custom {
 		for _, a := range o.Action.named() {
 			if a.word == word {
-				return nil, keyError{"custom." + word, fmt.Errorf("it is no action of your own: write %s under \"action\"", a.key)}
+				return nil, pipeline.AtKey("custom."+word, fmt.Errorf("it is no action of your own: write %s under \"action\"", a.key))
 			}
 		}
 		if err := add(word, "custom."+word, is); err != nil {
@@ -291,19 +291,6 @@ func (o *Options) deeds() (map[string]deed, error) {
 	}
 	return does, nil
 }
-
-// keyError is an error that knows the key of the configuration it is about, so
-// that the configuration can tell file and line.
-type keyError struct {
-	key string
-	error
-}
-
-// Key is the key, "action.reject".
-func (e keyError) Key() string { return e.key }
-
-// Unwrap is the error itself.
-func (e keyError) Unwrap() error { return e.error }
 
 // Traits of a filter that advises.
 func (f *Filter) Traits() pipeline.Traits {

@@ -77,7 +77,7 @@ func newFilter(_ pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) 
 	for i, r := range o.Rules {
 		c, err := r.compile(schema, i+1)
 		if err != nil {
-			wrong = append(wrong, keyError{key: fmt.Sprintf("rule[%d]", i), err: err})
+			wrong = append(wrong, pipeline.AtKey(fmt.Sprintf("rule[%d]", i), err))
 		}
 		f.rules = append(f.rules, c)
 	}
@@ -86,19 +86,6 @@ func newFilter(_ pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) 
 	}
 	return f, nil
 }
-
-// keyError is an error about one key of the configuration, which is told to the
-// administrator with its place.
-type keyError struct {
-	key string
-	err error
-}
-
-func (e keyError) Error() string { return e.err.Error() }
-func (e keyError) Unwrap() error { return e.err }
-
-// Key is the key, from the filter's own table.
-func (e keyError) Key() string { return e.key }
 
 func (r Rule) compile(schema *rules.Schema, number int) (compiled, error) {
 	if r.When == "" {

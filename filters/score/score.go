@@ -132,30 +132,30 @@ type rule struct {
 // about, "rule[2].when".
 func New(o Options) (*Filter, error) {
 	if key, err := o.Levels.Check(); err != nil {
-		return nil, keyError{key, err}
+		return nil, pipeline.AtKey(key, err)
 	}
 	if key, err := o.Marks.Check(); err != nil {
-		return nil, keyError{key, err}
+		return nil, pipeline.AtKey(key, err)
 	}
 	for key, table := range map[string]map[string]float64{"weight": o.Weights, "factor": o.Factors} {
 		if len(table) > maxWeights {
-			return nil, keyError{key, fmt.Errorf("more than %d symbols", maxWeights)}
+			return nil, pipeline.AtKey(key, fmt.Errorf("more than %d symbols", maxWeights))
 		}
 		for name, points := range table {
 			if !spam.Sound(points) {
-				return nil, keyError{key + "." + name, fmt.Errorf("%v: write a number from %d to %d", points, -spam.MaxScore, spam.MaxScore)}
+				return nil, pipeline.AtKey(key+"."+name, fmt.Errorf("%v: write a number from %d to %d", points, -spam.MaxScore, spam.MaxScore))
 			}
 		}
 	}
 	f := &Filter{o: o}
 	if len(o.Rules) > maxRules {
-		return nil, keyError{fmt.Sprintf("rule[%d]", maxRules), fmt.Errorf("more than %d rules", maxRules)}
+		return nil, pipeline.AtKey(fmt.Sprintf("rule[%d]", maxRules), fmt.Errorf("more than %d rules", maxRules))
 	}
 	schema := pipeline.Facts()
 	for i, r := range o.Rules {
 		compiled, key, err := r.compile(schema, i)
 		if err != nil {
-			return nil, keyError{fmt.Sprintf("rule[%d].%s", i, key), err}
+			return nil, pipeline.AtKey(fmt.Sprintf("rule[%d].%s", i, key), err)
 		}
 		f.rules = append(f.rules, compiled)
 	}
@@ -185,19 +185,6 @@ func (r Rule) compile(schema *rules.Schema, i int) (c rule, key string, err erro
 	c.symbol = pipeline.Symbol{Name: r.Symbol, Score: r.Score}
 	return c, "", nil
 }
-
-// keyError is an error that knows the key of the configuration it is about, so
-// that the configuration can tell file and line.
-type keyError struct {
-	key string
-	error
-}
-
-// Key is the key, "rule[2].when".
-func (e keyError) Key() string { return e.key }
-
-// Unwrap is the error itself.
-func (e keyError) Unwrap() error { return e.error }
 
 // Traits of a filter that advises.
 func (f *Filter) Traits() pipeline.Traits {

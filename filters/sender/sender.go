@@ -121,7 +121,7 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 	f := &Filter{exists: o.Exists, qualified: o.Qualified, text: o.Text, resolver: env.Resolver}
 	var wrong []error
 	bad := func(key, format string, args ...any) {
-		wrong = append(wrong, keyError{key, fmt.Errorf(format, args...)})
+		wrong = append(wrong, pipeline.AtKey(key, fmt.Errorf(format, args...)))
 	}
 	switch o.Trouble {
 	case "", reply.Defer.String():
@@ -159,19 +159,6 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 	}
 	return f, nil
 }
-
-// keyError is an error that knows the key of the configuration it is about, so
-// that the configuration can tell file and line.
-type keyError struct {
-	key string
-	error
-}
-
-// Key is the key, "user[2].addresses[0]".
-func (e keyError) Key() string { return e.key }
-
-// Unwrap is the error itself.
-func (e keyError) Unwrap() error { return e.error }
 
 // Traits of a filter that protects.
 func (f *Filter) Traits() pipeline.Traits {

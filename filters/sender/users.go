@@ -39,7 +39,7 @@ type book struct {
 // read takes the users of the configuration, and opens its files.
 func (b *book) read(env pipeline.Env, o Options) (wrong []error) {
 	bad := func(key, format string, args ...any) {
-		wrong = append(wrong, keyError{key, fmt.Errorf(format, args...)})
+		wrong = append(wrong, pipeline.AtKey(key, fmt.Errorf(format, args...)))
 	}
 	if len(o.Users) > maxUsers {
 		bad("user", "%d users, at most %d: write them into a file", len(o.Users), maxUsers)

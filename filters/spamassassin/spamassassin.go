@@ -127,7 +127,7 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 	}
 	for _, check := range [...]func() (string, error){o.check, o.Levels.Check, o.Marks.Check} {
 		if key, err := check(); err != nil {
-			return nil, keyError{key, err}
+			return nil, pipeline.AtKey(key, err)
 		}
 	}
 	f.o = o
@@ -157,19 +157,6 @@ func (o *Options) fill() {
 func (o *Options) check() (key string, err error) {
 	return spam.Asking{Connections: o.Connections, Most: servers.MaxConnections, Max: o.Max, Large: o.Large, User: o.User}.Check()
 }
-
-// keyError is an error that knows the key of the configuration it is about, so
-// that the configuration can tell file and line.
-type keyError struct {
-	key string
-	error
-}
-
-// Key is the key.
-func (e keyError) Key() string { return e.key }
-
-// Unwrap is the error itself.
-func (e keyError) Unwrap() error { return e.error }
 
 // Traits of a filter that advises.
 func (f *Filter) Traits() pipeline.Traits {

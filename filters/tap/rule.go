@@ -40,14 +40,14 @@ func (o Options) compile() ([]rule, error) {
 			err = checkAddress(t.Copy)
 		}
 		if err != nil {
-			return nil, keyError{fmt.Sprintf("rules[%d]", i), fmt.Errorf("%s: %w", show(line), err)}
+			return nil, pipeline.AtKey(fmt.Sprintf("rules[%d]", i), fmt.Errorf("%s: %w", show(line), err))
 		}
 		all = append(all, rule{t, []string{t.Copy}})
 	}
 	for i, table := range o.Tables {
 		r, key, err := table.compile()
 		if err != nil {
-			return nil, keyError{fmt.Sprintf("rule[%d]%s", i, key), err}
+			return nil, pipeline.AtKey(fmt.Sprintf("rule[%d]%s", i, key), err)
 		}
 		all = append(all, r)
 	}
@@ -96,19 +96,6 @@ func (r Rule) compile() (c rule, key string, err error) {
 	}
 	return c, "", nil
 }
-
-// keyError is an error that knows the key of the configuration it is about, so
-// that the configuration can tell file and line.
-type keyError struct {
-	key string
-	error
-}
-
-// Key is the key, "rule[2].copy".
-func (e keyError) Key() string { return e.key }
-
-// Unwrap is the error itself.
-func (e keyError) Unwrap() error { return e.error }
 
 // addresses reads what "copy" holds: one address or several.
 func addresses(from any) ([]string, error) {

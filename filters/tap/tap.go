@@ -163,10 +163,10 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 	}
 	if o.Bounces != "" {
 		if o.Compat {
-			return nil, keyError{"bounces", errors.New("with compat a copy has the sender of its message; remove bounces or compat")}
+			return nil, pipeline.AtKey("bounces", errors.New("with compat a copy has the sender of its message; remove bounces or compat"))
 		}
 		if err := checkAddress(o.Bounces); err != nil {
-			return nil, keyError{"bounces", err}
+			return nil, pipeline.AtKey("bounces", err)
 		}
 	}
 	if env.Secret == nil {

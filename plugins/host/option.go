@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/plugins/wire"
 )
 
@@ -120,19 +121,6 @@ func (d *declaration) table() reflect.Value {
 	return table
 }
 
-// keyError is a mistake that is about one option.
-type keyError struct {
-	key string
-	err error
-}
-
-func (e *keyError) Error() string { return e.err.Error() }
-
-// Key names the option.
-func (e *keyError) Key() string { return e.key }
-
-func (e *keyError) Unwrap() error { return e.err }
-
 var errMissing = errors.New("it must be written: the plugin has no default for it")
 
 // encode is the options as JSON, all that are declared.
@@ -143,7 +131,7 @@ func (d *declaration) encode(table reflect.Value) ([]byte, error) {
 		v := table.Elem().Field(i)
 		switch {
 		case o.required && v.IsNil():
-			errs = append(errs, &keyError{o.name, errMissing})
+			errs = append(errs, pipeline.AtKey(o.name, errMissing))
 			continue
 		case o.required:
 			v = v.Elem()
@@ -156,7 +144,7 @@ func (d *declaration) encode(table reflect.Value) ([]byte, error) {
 			}
 		}
 		if _, err := json.Marshal(value); err != nil {
-			errs = append(errs, &keyError{o.name, errors.New("a plugin cannot be given this value")})
+			errs = append(errs, pipeline.AtKey(o.name, errors.New("a plugin cannot be given this value")))
 			continue
 		}
 		values[o.name] = value
@@ -178,7 +166,7 @@ func (d *declaration) problems(all []*wire.Problem) error {
 		}
 		err := errors.New(cleanText(p.GetText(), "the plugin says that it is wrong"))
 		if optionPath.MatchString(p.GetOption()) {
-			err = &keyError{p.GetOption(), err}
+			err = pipeline.AtKey(p.GetOption(), err)
 		}
 		errs = append(errs, err)
 	}

@@ -174,11 +174,11 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 	}
 	switch {
 	case len(o.Address) == 0:
-		return nil, keyError{"address", fmt.Errorf("it is missing: write where the milter listens, [\"unix:/run/milter.sock\"]")}
+		return nil, pipeline.AtKey("address", fmt.Errorf("it is missing: write where the milter listens, [\"unix:/run/milter.sock\"]"))
 	case o.Connections < 0 || o.Connections > servers.MaxConnections:
-		return nil, keyError{"connections", fmt.Errorf("%d: write a number from 1 to %d", o.Connections, servers.MaxConnections)}
+		return nil, pipeline.AtKey("connections", fmt.Errorf("%d: write a number from 1 to %d", o.Connections, servers.MaxConnections))
 	case o.Body < 0 || o.Body > maxBody:
-		return nil, keyError{"body", fmt.Errorf("%d: write a number from 1 to %d", o.Body, int64(maxBody))}
+		return nil, pipeline.AtKey("body", fmt.Errorf("%d: write a number from 1 to %d", o.Body, int64(maxBody)))
 	}
 	f := &Filter{o: o, host: env.Host, spool: env.Spool, pool: &pool{off: !o.Reuse, now: env.Now}}
 	if f.pool.now == nil {
@@ -218,17 +218,17 @@ func address(s string) string {
 // ownMacros are the names of the configured macros that are on no list of ours.
 func ownMacros(macros map[string]string) (names []string, err error) {
 	if len(macros) > maxOwnMacros {
-		return nil, keyError{"macros", fmt.Errorf("more than %d macros", maxOwnMacros)}
+		return nil, pipeline.AtKey("macros", fmt.Errorf("more than %d macros", maxOwnMacros))
 	}
 	for name, value := range macros {
 		isName := func(c rune) bool {
 			return c != '_' && (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z')
 		}
 		if name == "" || len(name) > 60 || strings.ContainsFunc(name, isName) {
-			return nil, keyError{"macros." + name, fmt.Errorf("%q is no name of a macro: write letters, digits and _, without braces", reply.Clean(name, 80))}
+			return nil, pipeline.AtKey("macros."+name, fmt.Errorf("%q is no name of a macro: write letters, digits and _, without braces", reply.Clean(name, 80)))
 		}
 		if len(value) > maxOwnValue || reply.Clean(value, maxOwnValue) != value {
-			return nil, keyError{"macros." + name, fmt.Errorf("write one line of printable ASCII, at most %d bytes", maxOwnValue)}
+			return nil, pipeline.AtKey("macros."+name, fmt.Errorf("write one line of printable ASCII, at most %d bytes", maxOwnValue))
 		}
 		listed := func(list []string) bool { return slices.Contains(list, canonical(name)) }
 		if !slices.ContainsFunc(usual[:], listed) {
@@ -238,19 +238,6 @@ func ownMacros(macros map[string]string) (names []string, err error) {
 	slices.Sort(names)
 	return names, nil
 }
-
-// keyError is an error that knows the key of the configuration it is about, so
-// that the configuration can tell file and line.
-type keyError struct {
-	key string
-	error
-}
-
-// Key is the key, "macros.daemon_name".
-func (e keyError) Key() string { return e.key }
-
-// Unwrap is the error itself.
-func (e keyError) Unwrap() error { return e.error }
 
 // Traits of a filter that protects, at all stages.
 func (f *Filter) Traits() pipeline.Traits {

@@ -362,7 +362,7 @@ func TestConfiguration(t *testing.T) {
 		key := ""
 		if k, is := err.(interface{ Unwrap() []error }); is {
 			for _, e := range k.Unwrap() {
-				if at, is := e.(keyError); is {
+				if at, is := e.(pipeline.KeyError); is {
 					key = at.Key()
 				}
 			}

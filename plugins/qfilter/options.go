@@ -23,19 +23,6 @@ const (
 	maxVariable    = 32 << 10 // bytes of one in the table env
 )
 
-// keyError is an error that knows the key of the configuration it is about, so
-// that the configuration can tell file and line.
-type keyError struct {
-	key string
-	error
-}
-
-// Key is the key, "programs[2]".
-func (e keyError) Key() string { return e.key }
-
-// Unwrap is the error itself.
-func (e keyError) Unwrap() error { return e.error }
-
 // What programs may change.
 const (
 	theMessage  = "message"
@@ -46,7 +33,7 @@ const (
 // is wrong with them.
 func (f *Filter) configure() (wrong []error) {
 	bad := func(key, format string, args ...any) {
-		wrong = append(wrong, keyError{key, fmt.Errorf(format, args...)})
+		wrong = append(wrong, pipeline.AtKey(key, fmt.Errorf(format, args...)))
 	}
 	o := &f.o
 	var err error
@@ -118,7 +105,7 @@ func (o *Options) commands() ([]command, error) {
 	key, all := "programs", o.Programs
 	if len(o.Command) > 0 {
 		if key = "command"; len(all) > 0 {
-			return nil, keyError{key, errors.New("command and programs are the same: write one of them")}
+			return nil, pipeline.AtKey(key, errors.New("command and programs are the same: write one of them"))
 		}
 		all = slices.Collect(chain(o.Command))
 	}
@@ -126,7 +113,7 @@ func (o *Options) commands() ([]command, error) {
 	case len(all) == 0:
 		return nil, errors.New(`there is no program: write command = ["/path/of/a/program"]`)
 	case len(all) > maxPrograms:
-		return nil, keyError{key, fmt.Errorf("%d programs, at most %d", len(all), maxPrograms)}
+		return nil, pipeline.AtKey(key, fmt.Errorf("%d programs, at most %d", len(all), maxPrograms))
 	}
 	commands := make([]command, len(all))
 	for i, args := range all {
@@ -135,7 +122,7 @@ func (o *Options) commands() ([]command, error) {
 			at = fmt.Sprintf("%s[%d]", key, i)
 		}
 		if err := checkArgs(args); err != nil {
-			return nil, keyError{at, fmt.Errorf("program %d: %w", i+1, err)}
+			return nil, pipeline.AtKey(at, fmt.Errorf("program %d: %w", i+1, err))
 		}
 		commands[i] = command{args}
 	}

@@ -188,19 +188,6 @@ func (v variant) off(env map[string]string) bool {
 	return off
 }
 
-// keyError is an error that knows the key of the configuration it is about, so
-// that the configuration can tell file and line.
-type keyError struct {
-	key string
-	error
-}
-
-// Key is the key, "rcpt[2]".
-func (e keyError) Key() string { return e.key }
-
-// Unwrap is the error itself.
-func (e keyError) Unwrap() error { return e.error }
-
 // Kind is the filter's entry in the list of filters.
 func Kind() pipeline.Kind {
 	return pipeline.Kind{Name: Name, New: func(env pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) {
@@ -239,7 +226,7 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 	if o.File != "" {
 		f.home = homeOf(o.File)
 		if err := f.open(o.File, env.Now); err != nil {
-			return nil, keyError{"file", err}
+			return nil, pipeline.AtKey("file", err)
 		}
 	}
 	f.runner = newRunner(env.Programs, f.log, o)
@@ -250,7 +237,7 @@ func New(env pipeline.Env, o Options) (*Filter, error) {
 // configure says what is wrong with the options.
 func (f *Filter) configure(o *Options) (wrong []error) {
 	bad := func(key, format string, args ...any) {
-		wrong = append(wrong, keyError{key, fmt.Errorf(format, args...)})
+		wrong = append(wrong, pipeline.AtKey(key, fmt.Errorf(format, args...)))
 	}
 	f.variant = variants[0]
 	known := o.Variant == ""
