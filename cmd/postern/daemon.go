@@ -88,6 +88,7 @@ func (d *daemon) open(first *config.Config) (err error) {
 	if d.outward, err = newOutward(first, d.resolver, d.log); err != nil {
 		return err
 	}
+	d.outward.limits.remember(d.state.path, d.log)
 	if wantsQueue(first) {
 		if d.engine, err = openEngine(first, d.outward, &d.chains, d.log); err != nil {
 			return err

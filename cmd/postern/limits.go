@@ -32,6 +32,7 @@ type limits struct {
 
 	done chan struct{} // closed to end the sweeping
 	wg   sync.WaitGroup
+	kept *limitsKept
 
 	counts  limitCounts
 	waiters waiters
@@ -182,7 +183,8 @@ func (l *limits) path(name string) limit.Path {
 	defer l.mu.Unlock()
 	s := l.sites[name]
 	if s == nil {
-		s = &knownSite{}
+		// From before a restart: what its name tells.
+		s = &knownSite{hosts: slices.DeleteFunc(site.Hosts(name), isLiteral)}
 	}
 	if s.under != c {
 		s.place(name, c)
@@ -387,12 +389,15 @@ const gateEvery = 10 * time.Second
 func (l *limits) start() {
 	l.done = make(chan struct{})
 	l.wg.Go(func() {
-		tick := time.NewTicker(gateEvery)
+		tick, keep := time.NewTicker(gateEvery), time.NewTicker(keepEvery)
 		defer tick.Stop()
+		defer keep.Stop()
 		for {
 			select {
 			case <-tick.C:
 				l.gate.Sweep(l.now())
+			case <-keep.C:
+				l.keepLearned()
 			case <-l.done:
 				return
 			}
@@ -404,5 +409,6 @@ func (l *limits) close() {
 	if l.done != nil {
 		close(l.done)
 		l.wg.Wait()
+		l.keepLearned()
 	}
 }

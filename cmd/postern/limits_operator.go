@@ -67,7 +67,7 @@ func (l *limits) Held() []api.SiteHeld {
 
 func heldOf(h limit.Held) api.SiteHeld {
 	return api.SiteHeld{
-		Level: h.Key.Level.String(), Name: h.Key.Name, Suspended: h.Suspended, SiteBounds: boundsText(h.Bounds), Until: isoTime(h.Until), Why: clean(h.Why),
+		Level: h.Key.Level.String(), Name: h.Key.Name, Suspended: h.Suspended, SiteBounds: boundsText(h.Bounds), Since: isoTime(h.Since), Until: isoTime(h.Until), Why: clean(h.Why),
 	}
 }
 
@@ -135,7 +135,9 @@ func (l *limits) Explain(ctx context.Context, domain string) (api.SiteExplanatio
 	p := l.learn(place)
 	e := api.SiteExplanation{Domain: domain, Site: p.Site, Provider: p.Provider, Source: p.Source, Routed: place.Routed, Hosts: append([]string{}, place.Hosts...), Addresses: []string{}}
 	var names []string
-	for _, a := range l.addresses(ctx, place) {
+	addresses := l.addresses(ctx, place)
+	e.Silent = l.silent(append(l.hosts(p.Site), place.Hosts...), addresses)
+	for _, a := range addresses {
 		e.Addresses = append(e.Addresses, a.String())
 		if name := c.AddressName(a); !slices.Contains(names, name) {
 			names = append(names, name)
@@ -329,6 +331,9 @@ func (l *limits) key(ctx context.Context, level, name string) (limit.Key, error)
 
 // Change is admin.Limits.
 func (l *limits) Change(ctx context.Context, what string, s api.SiteChange) (api.SiteChanged, error) {
+	if what == "forget" {
+		return l.forget(ctx, s)
+	}
 	k, err := l.key(ctx, s.Level, s.Name)
 	if err != nil {
 		return api.SiteChanged{}, err
@@ -347,29 +352,21 @@ func (l *limits) Change(ctx context.Context, what string, s api.SiteChange) (api
 		why = strings.TrimPrefix(why+", by "+s.By, ", ")
 	}
 	done := api.SiteChanged{Level: k.Level.String(), Name: k.Name, Changed: true}
+	var do func()
 	switch what {
 	case "limit":
 		if b == (limit.Bounds{}) {
 			return done, errors.New("no limit is given")
 		}
-		l.gate.Set(now, k, b, until, why)
+		do = func() { l.gate.Set(now, k, b, until, why) }
 		done.Until = isoTime(until)
 	case "suspend":
-		l.gate.Suspend(now, k, until, why)
+		do = func() { l.gate.Suspend(now, k, until, why) }
 		done.Until = isoTime(until)
 	case "resume":
-		done.Changed = l.gate.Resume(now, k)
-	case "forget":
-		silent := l.forgetSilent(ctx, k, s)
-		switch k.Level {
-		case limit.Site:
-			done.Changed = l.gate.Forget(k.Name)+silent > 0
-		case limit.Address:
-			done.Changed = silent > 0
-		default:
-			return done, errors.New("only a domain or a site can be forgotten, and an address: nothing is found out about anything else")
-		}
+		do = func() { done.Changed = l.gate.Resume(now, k) }
 	}
+	done.Unkept = unkept(l.say(do, what == "resume"))
 	if what != "suspend" {
 		l.wakeThose(func(p *limit.Path) bool { return counts(p, k) })
 	}

@@ -131,15 +131,18 @@ type siteChange struct {
 }
 
 var siteChanges = [...]siteChange{
-	{name: "limit", short: "Put limits over the configured ones for a while", limits: true, lasts: true, long: `Put limits over the configured ones, for --for or until the daemon restarts. What is not given
-stays as it is configured. It takes the place of an earlier limit or suspension.`},
-	{name: "suspend", short: "Send nothing for a while", lasts: true, long: `Send nothing, for --for or until the daemon restarts. Connections that are open end as they
-would; mail waits in the queue, and no attempt is counted.`},
+	{name: "limit", short: "Put limits over the configured ones for a while", limits: true, lasts: true, long: `Put limits over the configured ones, for --for or until postern site resume. What is not given
+stays as it is configured. It takes the place of an earlier limit or suspension. It is written
+down before the command ends, and a restart of the daemon changes nothing.`},
+	{name: "suspend", short: "Send nothing for a while", lasts: true, long: `Send nothing, for --for or until postern site resume. Connections that are open end as they
+would; mail waits in the queue, and no attempt is counted. It is written down before the
+command ends, and a restart of the daemon changes nothing.`},
 	{name: "resume", short: "Take back a limit or a suspension, also those that answers brought", long: `Take back what postern site limit or suspend did and, for a domain or site, the suspensions
 that its servers' answers brought.`},
-	{name: "forget", short: "Forget what was found out about a site", long: `Forget what was found out about a site, as far as no connection is open: its limits begin
-anew, and servers of it that did not answer are not passed over any more. Of an address only
-the latter is known.`},
+	{name: "forget", short: "Forget what was found out about a site", long: `Forget what was found out about a domain's site: its limits begin anew, as far as no connection
+is open, servers of it that did not answer are not passed over any more, and the DNS is asked
+again about the domain and its hosts, so that a changed MX is seen at once. What was forgotten
+is told. Of an address only that it did not answer is known.`},
 }
 
 const changeSiteHelp = `
@@ -156,7 +159,7 @@ func siteChangeCommand(ch *siteChange) *cobra.Command {
 	fl.StringVar(&s.Level, "as", "domain", "what NAME is: domain, site, provider, group, address or source")
 	var forTime string
 	if ch.lasts {
-		fl.StringVar(&forTime, "for", "", "for how long, like 2h or 1d; nothing is until the daemon restarts")
+		fl.StringVar(&forTime, "for", "", "for how long, like 2h or 1d; nothing is until postern site resume")
 		fl.StringVar(&s.Reason, "reason", "", "why, for whoever looks at it")
 	}
 	if ch.limits {
@@ -186,10 +189,14 @@ func siteChangeCommand(ch *siteChange) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		write := func() error { return printSiteChanged(c.OutOrStdout(), ch, &done) }
 		if *asJSON {
-			return printIndented(c.OutOrStdout(), done)
+			write = func() error { return printIndented(c.OutOrStdout(), done) }
 		}
-		return printSiteChanged(c.OutOrStdout(), ch, &done)
+		if err := write(); err != nil {
+			return err
+		}
+		return errUnkept(&done)
 	}
 	return c
 }
@@ -197,7 +204,7 @@ func siteChangeCommand(ch *siteChange) *cobra.Command {
 // changedWords say what a change did, and what if there was nothing to do.
 var changedWords = map[string][2]string{
 	"limit": {"is limited"}, "suspend": {"is suspended"},
-	"resume": {"goes on", "was neither limited nor suspended by anybody"}, "forget": {"is forgotten", "is not known, or has connections open"},
+	"resume": {"goes on", "was neither limited nor suspended by anybody"}, "forget": {"is forgotten", "is not known, or has connections open: nothing is forgotten"},
 }
 
 func printSiteChanged(w io.Writer, ch *siteChange, done *api.SiteChanged) error {
@@ -208,10 +215,43 @@ func printSiteChanged(w io.Writer, ch *siteChange, done *api.SiteChanged) error 
 		said = words[1]
 	case !ch.lasts:
 	case done.Until == "":
-		said += " until the daemon restarts"
+		said += " until postern site resume"
 	default:
 		said += " until " + done.Until
 	}
-	_, err := fmt.Fprintf(w, "%s %s %s\n", done.Level, clean(done.Name), strings.TrimSpace(said))
-	return err
+	if _, err := fmt.Fprintf(w, "%s %s %s\n", done.Level, clean(done.Name), said); err != nil {
+		return err
+	}
+	return printForgotten(w, done.Forgotten)
+}
+
+// errUnkept says that a change will not outlive a restart, if that is so.
+func errUnkept(done *api.SiteChanged) error {
+	if done.Unkept == "" {
+		return nil
+	}
+	return fmt.Errorf("this holds, but it could not be written down, and a restart of the daemon will forget it: %s", clean(done.Unkept))
+}
+
+// printForgotten tells what was forgotten.
+func printForgotten(w io.Writer, f *api.SiteForgotten) error {
+	if f == nil {
+		return nil
+	}
+	var all []string
+	if f.Learned > 0 {
+		all = append(all, "what its answers have taught")
+	}
+	if len(f.Silent) > 0 {
+		all = append(all, "that it did not answer: "+clean(strings.Join(f.Silent, ", ")))
+	}
+	if f.Answers > 0 {
+		all = append(all, plural(f.Answers, "answer")+" of the DNS: "+clean(strings.Join(f.Names, ", ")))
+	}
+	for _, line := range all {
+		if _, err := fmt.Fprintln(w, "  "+line); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -79,7 +79,7 @@ func printSiteHeld(w io.Writer, held []api.SiteHeld) error {
 		if !h.Suspended {
 			what = "limited to " + boundsWords(&h.SiteBounds)
 		}
-		until := " until the daemon restarts"
+		until := " until postern site resume"
 		if h.Until != "" {
 			until = " until " + h.Until
 		}
@@ -149,7 +149,43 @@ func printSite(w io.Writer, e *api.SiteExplanation, now time.Time) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
+	if err := printSilent(w, e.Silent, now); err != nil {
+		return err
+	}
 	return printSiteHeld(w, e.Held)
+}
+
+// printSilent prints servers that did not answer.
+func printSilent(w io.Writer, all []api.SiteSilent, now time.Time) error {
+	for i := range all {
+		s := &all[i]
+		line := "server " + s.Address + optional(" ", bracketed(clean(s.Host))) + " did not answer " + times(s.Failures) + ", last " + s.Last
+		switch {
+		case s.Until == "":
+			line += "; it is still tried"
+		case isOver(s.Until, now):
+			line += "; it is tried with the next message"
+		default:
+			line += "; it is passed over until " + s.Until + " (see postern site forget)"
+		}
+		if _, err := fmt.Fprintln(w, line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func bracketed(s string) string {
+	if s == "" {
+		return ""
+	}
+	return "(" + s + ")"
+}
+
+// isOver reports whether a time of the API is over.
+func isOver(at string, now time.Time) bool {
+	t, err := time.Parse(time.RFC3339, at)
+	return err == nil && !t.After(now)
 }
 
 // printSiteExplanation prints what a site is, and every limit.

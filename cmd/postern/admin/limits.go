@@ -85,7 +85,7 @@ func (d Daemon) changeLimits(ctx context.Context, what string, c api.SiteChange)
 	case c.Name == "" || len(c.Name) > maxNameGiven:
 		return api.SiteChanged{}, errors.New("name a domain, or what else it is about")
 	case c.For < 0 || c.For > maxLimitTime:
-		return api.SiteChanged{}, errors.New("for must be between 0 (until the daemon restarts) and a year")
+		return api.SiteChanged{}, errors.New("for must be between 0 (until it is taken back) and a year")
 	case len(c.Reason) > maxReasonGiven:
 		return api.SiteChanged{}, fmt.Errorf("the reason is longer than %d bytes", maxReasonGiven)
 	}

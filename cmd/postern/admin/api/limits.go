@@ -75,12 +75,26 @@ type SiteRefusal struct {
 	Why   string `json:"why,omitempty"`
 }
 
+// SiteSilent is a server that did not answer.
+type SiteSilent struct {
+	// Address is with the port; Host is "" where it has no name.
+	Address string `json:"address"`
+	Host    string `json:"host,omitempty"`
+	// Failures are those that count, Last the latest of them.
+	Failures int    `json:"failures"`
+	Last     string `json:"last"`
+	// Until is up to when it is passed over, "" while it is still tried.
+	Until string `json:"until,omitempty"`
+}
+
 // SiteHeld is an operator's word: a suspension, or limits.
 type SiteHeld struct {
 	Level     string `json:"level"`
 	Name      string `json:"name"`
 	Suspended bool   `json:"suspended,omitempty"`
 	SiteBounds
+	// Since is when it was said, Until "" if it holds until it is taken back.
+	Since string `json:"since,omitempty"`
 	Until string `json:"until,omitempty"`
 	Why   string `json:"why,omitempty"`
 }
@@ -110,6 +124,8 @@ type SiteExplanation struct {
 	Limits    []SiteLimit  `json:"limits"`
 	Binding   *SiteRefusal `json:"binding,omitempty"`
 	Control   SiteControl  `json:"control"`
+	// Silent are servers of it that did not answer lately.
+	Silent []SiteSilent `json:"silent,omitempty"`
 	// Held are the operators' words about any of this.
 	Held []SiteHeld `json:"held,omitempty"`
 	// Queue is what waits for the site; nil if nothing does.
@@ -123,7 +139,7 @@ type SiteChange struct {
 	Level string `json:"level"`
 	Name  string `json:"name"`
 	SiteBounds
-	// For is in seconds, 0 for as long as the daemon runs.
+	// For is in seconds, 0 until it is taken back.
 	For    int64  `json:"for,omitempty"`
 	Reason string `json:"reason,omitempty"`
 	By     string `json:"by"`
@@ -136,6 +152,23 @@ type SiteChanged struct {
 	Until string `json:"until,omitempty"`
 	// Changed is false where there was nothing to take back or to forget.
 	Changed bool `json:"changed"`
+	// Unkept is why the change could not be written down, "" if it was: it holds, and
+	// a restart will forget it.
+	Unkept string `json:"unkept,omitempty"`
+	// Forgotten is what was, and of how much.
+	Forgotten *SiteForgotten `json:"forgotten,omitempty"`
+}
+
+// SiteForgotten is what was forgotten of a site or an address.
+type SiteForgotten struct {
+	// Learned are what was found out from answers, one for each source that the site
+	// was sent to from.
+	Learned int `json:"learned,omitempty"`
+	// Silent are the addresses that had not answered, and are tried again.
+	Silent []string `json:"silent,omitempty"`
+	// Answers are how many answers of the DNS were dropped, and Names about what.
+	Answers int      `json:"answers,omitempty"`
+	Names   []string `json:"names,omitempty"`
 }
 
 // Provider is a provider of the table, for reading it.
