@@ -374,12 +374,14 @@ func (t *ticket) Message(recipients int) error {
 	return nil
 }
 
-func (t *ticket) Said(answer wire.Reply, early bool) {
+func (t *ticket) Said(answer wire.Reply, early bool) (over bool) {
 	a := limit.Answer{Code: answer.Code, Text: answer.Text, Early: early}
 	if answer.Coded {
 		a.Enhanced = fmt.Sprintf("%d.%d.%d", answer.Code/100, answer.Enhanced.Subject, answer.Enhanced.Detail)
 	}
-	t.l.counts.answered(t.t.Said(t.l.now(), a).Class)
+	class := t.t.Said(t.l.now(), a).Class
+	t.l.counts.answered(class)
+	return class == limit.Count
 }
 
 // gateEvery is how often the Gate forgets and looks who may go on.

@@ -51,7 +51,10 @@ type Control struct {
 
 	open, accepted int // connections
 	peak           int // most accepted at once in this epoch
-	worked         int // messages taken in this epoch, on its connections
+	worked         int // messages taken in this epoch
+	// base is how many are known to work while there is no ceiling; proofs are messages
+	// that were taken in this epoch over connections beyond that, one each.
+	base, proofs int
 
 	pace pace
 
@@ -59,6 +62,11 @@ type Control struct {
 	slept    time.Duration
 	until    time.Time
 	why      string
+
+	// shut is a connection that came to nothing while others to the same address
+	// worked; nil for none. greetings counts those that worked.
+	shut      *shut
+	greetings uint64
 
 	moves []Move
 	last  time.Time
@@ -72,6 +80,20 @@ type conn struct {
 	accepted bool
 	// message is the pace's epoch in which the message under way was begun.
 	message uint32
+	// greeting is its number among those that were accepted, 0 before.
+	greeting uint64
+	// beyond is one more than the epoch in which it was accepted as one more than are
+	// known to work; 0 if it was not, or a message has proved that it does.
+	beyond uint32
+}
+
+// shut is a connection that was closed without a word. That it was one too many is
+// known when one that was there before takes a message after it.
+type shut struct {
+	conn    conn
+	address string
+	before  uint64 // greetings up to then
+	why     string
 }
 
 func newControl() *Control {
@@ -90,9 +112,10 @@ func (c *Control) change(now time.Time, to int, why string) {
 	if to != c.limit {
 		c.moved(now, "connections", fmt.Sprint(c.limit), fmt.Sprint(to), why)
 	}
+	c.base = min(c.limit, to)
 	c.limit = to
 	c.epoch++
-	c.peak, c.worked = c.accepted, 0
+	c.peak, c.worked, c.proofs = c.accepted, 0, 0
 }
 
 // connections is how many there may be now, at most most.
@@ -118,6 +141,11 @@ func (c *Control) greeted(now time.Time, k *conn) {
 	}
 	k.accepted = true
 	c.accepted++
+	c.greetings++
+	k.greeting = c.greetings
+	if c.accepted > c.known() {
+		k.beyond = c.epoch + 1
+	}
 	c.failures, c.slept = 0, 0
 	c.peak = max(c.peak, c.accepted)
 	if k.epoch < c.cut && c.accepted > c.limit && c.accepted < c.before {
@@ -128,6 +156,9 @@ func (c *Control) greeted(now time.Time, k *conn) {
 	}
 }
 
+// known is how many connections are known to work.
+func (c *Control) known() int { return cmp.Or(c.ceiling, c.base) }
+
 // closed notes that a connection is gone.
 func (c *Control) closed(now time.Time, k *conn) {
 	c.open--
@@ -135,6 +166,9 @@ func (c *Control) closed(now time.Time, k *conn) {
 	if k.accepted {
 		c.accepted--
 		k.accepted = false
+	}
+	if c.accepted == 0 {
+		c.shut, c.proofs, c.base = nil, 0, 0 // nobody is left who knows
 	}
 }
 
@@ -144,7 +178,11 @@ func (c *Control) succeeded(now time.Time, k *conn, most int) {
 	c.last = now
 	c.pace.accepted(now)
 	c.worked++
-	if c.peak < c.limit || c.limit >= most {
+	if k.beyond == c.epoch+1 {
+		k.beyond = 0
+		c.proofs++
+	}
+	if c.peak < c.limit || c.limit >= most || c.proofs < c.limit-c.known() {
 		return
 	}
 	switch {
@@ -163,31 +201,34 @@ func (c *Control) succeeded(now time.Time, k *conn, most int) {
 // do not.
 func (c *Control) tooMany(now time.Time, k *conn, why string) bool {
 	c.last = now
+	useless := k.accepted
+	if useless { // it is open, and takes nothing
+		k.accepted = false
+		c.accepted--
+	}
 	if k.epoch != c.epoch {
+		if to := max(1, c.accepted, c.before/2); useless && k.epoch < c.cut && to < c.limit {
+			// It had seemed to work when the limit was cut.
+			c.moved(now, "connections", fmt.Sprint(c.limit), fmt.Sprint(to), why)
+			c.ceiling, c.limit, c.probing = to, to, false
+			c.probeAt = now.Add(c.wait)
+		}
 		return false
 	}
-	works := max(1, min(c.working(k), c.limit-1))
+	works := max(1, min(c.accepted, c.limit-1))
 	if c.probing && c.step == 1 {
 		c.wait = min(c.wait*3/2, lastProbe)
 	} else {
 		c.wait = firstProbe
 	}
 	if c.probing {
-		works = max(works, min(c.ceiling, c.working(k)))
+		works = max(works, min(c.ceiling, c.accepted))
 	}
 	c.before, c.ceiling, c.probing = c.limit, works, false
 	c.probeAt = now.Add(c.wait)
 	c.change(now, works, why)
 	c.cut = c.epoch
 	return true
-}
-
-// working is how many connections the server has taken, but for this one.
-func (c *Control) working(k *conn) int {
-	if k.accepted {
-		return c.accepted - 1
-	}
-	return c.accepted
 }
 
 // tooFast notes a refusal for the rate.
@@ -209,6 +250,32 @@ func (c *Control) unreachable(now time.Time, why string) {
 	}
 	c.slept = min(lastSleep, max(firstSleep, 2*c.slept))
 	c.sleep(now, c.slept, "cannot be reached: "+why)
+}
+
+// closedUnheard notes a connection that came to nothing at an address where others
+// work.
+func (c *Control) closedUnheard(k *conn, address, why string) {
+	if c.shut == nil && c.accepted > 0 {
+		c.shut = &shut{*k, address, c.greetings, why}
+	}
+}
+
+// heard notes a message that was taken at an address: a connection that came to
+// nothing before, when this one was there, was one too many.
+func (c *Control) heard(now time.Time, k *conn, address string) {
+	s := c.shut
+	if s == nil || s.address != address {
+		return
+	}
+	c.shut = nil
+	if k.greeting == 0 || k.greeting > s.before {
+		return
+	}
+	if c.failures >= failuresToSleep {
+		c.resume()
+	}
+	c.failures, c.slept = 0, 0
+	c.tooMany(now, &s.conn, "closed without a word, while others worked: "+s.why)
 }
 
 // sleep suspends the site for this source.

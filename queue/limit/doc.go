@@ -22,7 +22,11 @@
 // ("too many connections") makes the limit what was working, which is remembered
 // as a ceiling. Above a ceiling one connection more is tried, first after ten
 // minutes and then at growing intervals; if it works, growth goes on in
-// doubling steps, so that a site that has become generous is soon used.
+// doubling steps, so that a site that has become generous is soon used. A
+// connection proves that it works by carrying a message: some servers tell one
+// that is too many only at RCPT. Others close it without a word, which is such a
+// refusal if one that was there before goes on to carry messages to the same
+// address; else the site is down.
 //
 // A refusal for the rate ("too many messages") halves the rate that was
 // measured, which climbs back by steps to just below what was measured, and is

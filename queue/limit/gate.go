@@ -99,7 +99,7 @@ type hold struct {
 
 // counter is what a key has open, and how fast.
 type counter struct {
-	open          int
+	open, greeted int
 	conns, msgs   int64 // when the next would be due at the full rate, Unix nanoseconds
 	waiting       []string
 	last          int64
@@ -229,6 +229,7 @@ type Ticket struct {
 	sent    int // messages
 	rcpts   int
 	closed  bool
+	greeted bool // at the address
 }
 
 // Open asks for a connection. Either it is admitted, and counts at all levels, or
@@ -360,6 +361,10 @@ func (t *Ticket) At(now time.Time, address string, groups ...string) *Refusal {
 }
 
 func (t *Ticket) leaveAddress(now time.Time) {
+	if t.greeted {
+		t.g.counter(t.at[0]).greeted--
+		t.greeted = false
+	}
 	for _, k := range t.at {
 		t.g.leave(now, k)
 	}
@@ -465,6 +470,10 @@ func (t *Ticket) Message(now time.Time, recipients int) *Refusal {
 func (t *Ticket) Greeted(now time.Time) {
 	t.g.mu.Lock()
 	defer t.g.unlock()
+	if !t.greeted && len(t.at) > 0 {
+		t.greeted = true
+		t.g.counter(t.at[0]).greeted++
+	}
 	t.control.greeted(now, &t.conn)
 }
 
@@ -473,6 +482,9 @@ func (t *Ticket) Greeted(now time.Time) {
 func (t *Ticket) Unreachable(now time.Time, why string) {
 	t.g.mu.Lock()
 	defer t.g.unlock()
+	if len(t.at) > 0 && t.g.counter(t.at[0]).greeted > 0 {
+		t.control.closedUnheard(&t.conn, t.at[0].Name, why)
+	}
 	t.control.unreachable(now, why)
 }
 
@@ -481,6 +493,9 @@ func (t *Ticket) Taken(now time.Time) {
 	t.g.mu.Lock()
 	defer t.g.unlock()
 	c := t.control
+	if len(t.at) > 0 {
+		c.heard(now, &t.conn, t.at[0].Name)
+	}
 	was := c.limit
 	c.succeeded(now, &t.conn, most(t.g.bounds(now, Key{Site, t.path.Site}).Connections))
 	t.g.free(Key{Adapted, t.path.adapted()}, c.limit-was)

@@ -62,8 +62,12 @@ type hidden struct {
 	tokens      float64
 	filled      time.Time
 	perMinute   int
-	minute      time.Time
-	inMinute    int
+	// late says at RCPT that there are too many connections, and mute never says it.
+	late, mute bool
+	// down answers nobody any more.
+	down     bool
+	minute   time.Time
+	inMinute int
 }
 
 func (h *hidden) message(now time.Time) bool {
@@ -146,9 +150,30 @@ func (w *world) dial(k *Ticket) {
 		k.Close(w.now)
 	}
 	w.after(w.dialling, func() {
-		if w.server.connections > 0 && w.server.open >= w.server.connections {
+		s := w.server
+		no := Answer{Code: 421, Enhanced: "4.7.0", Text: "Too many concurrent connections from your address", Early: true}
+		over := s.connections > 0 && s.open >= s.connections
+		if over {
 			w.refusals = append(w.refusals, w.now)
-			k.Said(w.now, Answer{Code: 421, Enhanced: "4.7.0", Text: "Too many concurrent connections from your address", Early: true})
+		}
+		k.At(w.now, "a")
+		switch {
+		case s.down || over && s.mute:
+			k.Unreachable(w.now, "connection reset by peer")
+			end()
+			return
+		case over && s.late:
+			s.open++
+			k.Greeted(w.now)
+			w.after(w.sending, func() {
+				s.open--
+				no.Code, no.Early = 451, false
+				k.Said(w.now, no)
+				end()
+			})
+			return
+		case over:
+			k.Said(w.now, no)
 			end()
 			return
 		}
@@ -172,6 +197,10 @@ func (w *world) send(k *Ticket, left int, end func()) {
 		return
 	}
 	w.after(w.sending, func() {
+		if w.server.down { // the connection breaks
+			w.after(0, end)
+			return
+		}
 		if !w.server.message(w.now) {
 			w.refusals = append(w.refusals, w.now)
 			k.Said(w.now, Answer{Code: 451, Enhanced: "4.7.1", Text: "Message rate limit exceeded, try later"})

@@ -141,7 +141,7 @@ func (s *session) learn(answers []reply.Reply) {
 	}
 	for _, r := range answers {
 		if r.Class != reply.Success {
-			s.l.ticket.Said(heard(r), false)
+			s.l.spent = s.l.ticket.Said(heard(r), false) || s.l.spent
 			return
 		}
 	}

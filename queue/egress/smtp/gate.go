@@ -30,7 +30,8 @@ type Ticket interface {
 	// Taken: the server took a message. Said: it gave another answer, early if that
 	// was before MAIL.
 	Taken()
-	Said(answer wire.Reply, early bool)
+	// It reports whether this connection is one too many, so that it is not kept.
+	Said(answer wire.Reply, early bool) (over bool)
 	// Close: the connection is gone.
 	Close()
 }
@@ -147,13 +148,13 @@ func (s *session) tell(out *wire.Outcome, err error) {
 	}
 	var e *wire.Error
 	if errors.As(err, &e) && e.Reply.Code >= 400 {
-		t.Said(e.Reply, false)
+		s.l.spent = t.Said(e.Reply, false) || s.l.spent
 		return
 	}
 	for _, answers := range [][]wire.Reply{out.Recipients, out.Finals} {
 		for _, answer := range answers {
 			if answer.Code >= 400 {
-				t.Said(answer, false)
+				s.l.spent = t.Said(answer, false) || s.l.spent
 				return
 			}
 		}

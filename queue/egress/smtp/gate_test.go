@@ -73,8 +73,9 @@ func (t *ticket) Message(n int) error {
 	return nil
 }
 func (t *ticket) Taken() { t.g.note("taken") }
-func (t *ticket) Said(a wire.Reply, early bool) {
+func (t *ticket) Said(a wire.Reply, early bool) bool {
 	t.g.note("said %d %v", a.Code, early)
+	return strings.Contains(a.Text, "connections")
 }
 
 func (t *ticket) Close() {
@@ -175,6 +176,26 @@ func TestJobsTicketIsUsedOnce(t *testing.T) {
 		t.Error("the first job's ticket is for its connection, the second job needs none and keeps its own")
 	}
 	if st := s.Stats(); st.Connections != 1 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// TestOneTooManyIsClosed: a connection that hears that there are too many is not kept.
+func TestOneTooManyIsClosed(t *testing.T) {
+	n := newInternet(t)
+	s := n.put("d.test", "192.0.2.1", smtptest.Options{Steps: []smtptest.Step{{At: smtptest.Rcpt, Times: 1, Reply: "451 4.7.1 too many connections"}}})
+	g := &gate{}
+	x := n.exit(smtp.Options{Gate: g})
+	for i := range 3 {
+		r := one(t, x, job("d.test", "r@d.test"))
+		if (r.Reply.Class == reply.Success) != (i > 0) {
+			t.Errorf("message %d: %+v", i, r)
+		}
+		if open, free := x.Connections("d.test"); open != min(i, 1) || free != open {
+			t.Errorf("after message %d %d are open, %d of them free", i, open, free)
+		}
+	}
+	if st := s.Stats(); st.Connections != 2 {
 		t.Errorf("%+v", st)
 	}
 }

@@ -237,12 +237,13 @@ func (e *entry) Greeted()              { e.note("greeted") }
 func (e *entry) Unreachable(error)     { e.note("unreachable") }
 func (e *entry) Message(int) error     { return nil }
 func (e *entry) Taken()                { e.note("taken") }
-func (e *entry) Said(a wire.Reply, early bool) {
+func (e *entry) Said(a wire.Reply, early bool) bool {
 	if early {
 		e.note("said %d early", a.Code)
-		return
+		return false
 	}
 	e.note("said %d", a.Code)
+	return false
 }
 
 func (e *entry) Close() {
