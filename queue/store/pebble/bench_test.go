@@ -221,6 +221,27 @@ func BenchmarkRemove(b *testing.B) {
 	}
 }
 
+// BenchmarkPass puts messages and removes each of them when a thousand others have
+// come, as they do that are delivered soon. cpu-µs/msg is the time of the processor
+// for both; removals are not waited for.
+func BenchmarkPass(b *testing.B) {
+	s, err := Open(benchOptions(b.TempDir()))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	ids := fillStore(b, s, 1000, 4096)
+	b.ReportAllocs()
+	before := cpu()
+	for b.Loop() {
+		ids = append(ids[1:], fillStore(b, s, 1, 4096)...)
+		if err := s.Apply(context.Background(), &store.Batch{Removes: ids[:1]}, true); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64((cpu()-before).Microseconds())/float64(b.N), "cpu-µs/msg")
+}
+
 func fillStore(b *testing.B, s *Store, n, size int) []store.ID {
 	ids := make([]store.ID, 0, n)
 	body := message.BytesBody(make([]byte, size))

@@ -138,6 +138,16 @@ func decodeHeader(key, record []byte) (header, error) {
 	return h, d.end(key)
 }
 
+// decodeWhole is decodeNumbers for a header that is whole.
+func decodeWhole(record []byte) (h header, ok bool) {
+	d := decoder{rest: record, all: record}
+	h = decodeNumbers(&d)
+	for _, most := range [...]int{envelope.MaxAddress, len(record), len(record), len(record), len(record)} {
+		d.bytes(most)
+	}
+	return h, d.err == nil && len(d.rest) == 0
+}
+
 func appendRecipients(b []byte, recipients []envelope.Recipient) []byte {
 	b = append(b, recordVersion)
 	b = binary.AppendUvarint(b, uint64(len(recipients)))
@@ -362,17 +372,20 @@ func (d *decoder) number(most uint64) uint64 {
 	return 0
 }
 
-func (d *decoder) text(most int) string {
+func (d *decoder) text(most int) string { return string(d.bytes(most)) }
+
+// bytes is a text that is valid as long as the record.
+func (d *decoder) bytes(most int) []byte {
 	n := d.number(uint64(max(most, 0)))
 	if d.err == nil && n > uint64(len(d.rest)) {
 		d.fail("text of %d bytes: %w", n, errShort)
 	}
 	if d.err != nil {
-		return ""
+		return nil
 	}
-	s := string(d.rest[:n])
+	b := d.rest[:n]
 	d.rest = d.rest[n:]
-	return s
+	return b
 }
 
 // clean reads a text that was cleaned when it was written.

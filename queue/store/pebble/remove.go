@@ -11,13 +11,6 @@ import (
 
 // remove removes messages. Those that are gone already are passed over.
 func (a *change) remove() error {
-	if len(a.b.Removes) == 0 {
-		return nil
-	}
-	var err error
-	if a.iter, err = a.s.db.NewIter(nil); err != nil {
-		return err
-	}
 	for _, id := range a.b.Removes {
 		if a.leaving[id] {
 			continue
@@ -31,6 +24,67 @@ func (a *change) remove() error {
 }
 
 func (a *change) removeMessage(id store.ID) error {
+	done, err := a.removeKnown(id)
+	if done || err != nil {
+		return err
+	}
+	return a.removeFound(id)
+}
+
+// removeKnown removes a message of few recipients by the keys that it can have,
+// without looking for them: most of them were written a moment ago, and a search
+// goes through the remains of all messages that came and went since. It does
+// nothing if the message is not as it should be.
+func (a *change) removeKnown(id store.ID) (done bool, err error) {
+	first, second := envelopeKey(id, 0), envelopeKey(id, 1)
+	var h header
+	length := a.lengthOf(first, func(v []byte) (ok bool) {
+		h, ok = decodeWhole(v)
+		return ok && h.recipients > 0 && h.recipients <= chunkRecipients
+	})
+	if length < 0 {
+		return false, nil
+	}
+	more := a.lengthOf(second, func([]byte) bool { return true })
+	if more < 0 {
+		return false, nil
+	}
+	if err := a.removeBody(id, &h); err != nil {
+		return false, err
+	}
+	a.counts.messages--
+	a.counts.bytes -= int64(length + more)
+	for _, k := range [...][]byte{first, second} {
+		if err := a.batch.SingleDelete(k, nil); err != nil {
+			return false, err
+		}
+	}
+	for n := range h.recipients {
+		if err := a.batch.Delete(stateKey(id, n), nil); err != nil {
+			return false, err
+		}
+	}
+	return true, a.batch.Delete(holdKey(id), nil)
+}
+
+// lengthOf is the length of a key's value that is good, else -1.
+func (a *change) lengthOf(key []byte, good func(value []byte) bool) int {
+	v, closer, err := a.s.db.Get(key)
+	if err != nil {
+		return -1
+	}
+	defer closer.Close()
+	if !good(v) {
+		return -1
+	}
+	return len(v)
+}
+
+// removeFound removes a message with all keys that there are.
+func (a *change) removeFound(id store.ID) error {
+	if err := a.look(); err != nil {
+		return err
+	}
 	first := envelopeKey(id, 0)
 	if !a.seek(first[:1+idLen]) {
 		return a.iter.Error()
@@ -55,6 +109,16 @@ func (a *change) removeMessage(id store.ID) error {
 		return err
 	}
 	return a.removeAll(holdKey(id), a.batch.Delete)
+}
+
+// look opens the view in which seek looks.
+func (a *change) look() error {
+	if a.iter != nil {
+		return nil
+	}
+	var err error
+	a.iter, err = a.s.db.NewIter(nil)
+	return err
 }
 
 // seek goes to the first key that begins with prefix. The bounds keep it from
@@ -122,7 +186,9 @@ func (a *change) leave(of, id store.ID) (last bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		a.iter.Close()
+		if a.iter != nil {
+			a.iter.Close()
+		}
 		a.iter = fresh
 	}
 	if a.gone == nil {

@@ -246,7 +246,10 @@ func TestChurn(t *testing.T) {
 	}
 	full := c.s.Stats()
 	for len(c.queue) > 0 {
-		n := min(len(c.queue), 100)
+		n := 100
+		if len(c.queue) <= 6*depth {
+			n = len(c.queue) // before Pebble has merged anything by itself
+		}
 		mustApply(t, c.s, &store.Batch{Removes: c.queue[:n]})
 		c.queue = c.queue[n:]
 		c.look()
