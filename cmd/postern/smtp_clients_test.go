@@ -209,12 +209,12 @@ func (s sends) test(t *testing.T, g *gateway, ca *authority) {
 		t.Fatalf("%v: %v\n%s", cmd.Args, err, out)
 	}
 	m := g.arrived(t, s.name, 1)[0]
-	secure := ""
+	secure, cipher := "", ""
 	if strings.Contains(s.with, "SMTPS") {
-		secure = `\n\t\(using TLSv1\.3 TLS_[A-Z0-9_]+\)`
+		secure, cipher = `\n\t\(using TLSv1\.3\)`, `\n\ttls TLS_[A-Z0-9_]+`
 	}
 	top := regexp.MustCompile(`^Return-Path: <ann@example\.org>\nDelivered-To: ` + regexp.QuoteMeta(c.to) + `\n` +
-		`Received: from \S+ \(unknown \[127\.0\.0\.1\]\)` + secure + `\n\tby mx\.example\.org with ` + s.with + ` id (\S+)\n\tfor <` + regexp.QuoteMeta(c.to) + `>; \w{3}, \d\d \w{3} \d{4} [\d:]{8} [-+]\d{4}\n`).
+		`Received: from \S+ \(unknown \[127\.0\.0\.1\]\)` + secure + `\n\tby mx\.example\.org with ` + s.with + ` id (\S+)\n\tfor <` + regexp.QuoteMeta(c.to) + `>` + cipher + `; \w{3}, \d\d \w{3} \d{4} [\d:]{8} [-+]\d{4}\n`).
 		FindStringSubmatch(m)
 	if top == nil {
 		t.Fatalf("arrived with %.800q", m)

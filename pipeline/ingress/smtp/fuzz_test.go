@@ -173,7 +173,7 @@ func digits(said string) (all []byte, bad string) {
 	return all, ""
 }
 
-var ourReceived = regexp.MustCompile(`(?m)^Received: from [^;]*\n?[^;]*\tby mx\.example\.org with [A-Z0-9]+ id fuzz\.\d+(?:\n\tfor <[!-~]+>)?; \w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d [-+]\d{4}\n`)
+var ourReceived = regexp.MustCompile(`(?m)^Received: from [^;]*\n?[^;]*\tby mx\.example\.org with [A-Z0-9]+ id fuzz\.\d+(?:\n\tfor <[!-~]+>)?(?:\n\ttls [A-Z0-9_]+)?; \w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d [-+]\d{4}\n`)
 
 // sameContent compares what was taken, without our Received, with what was
 // said: a blank line may have come between head and body, and a last line its

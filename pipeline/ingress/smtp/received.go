@@ -4,8 +4,9 @@ import (
 	"strings"
 )
 
-// received is the value of the trace field (RFC 5321 §4.4). What the client said
-// of itself is believed nowhere in it.
+// received is the value of the trace field (RFC 5321 §4.4), with the cipher suite of
+// TLS by its registered name (RFC 8314 §4.3) and the version, for which there is no
+// clause, in a comment. What the client said of itself is believed nowhere in it.
 func (n *session) received() string {
 	s, t := n.facts, n.tx
 	var b strings.Builder
@@ -28,12 +29,16 @@ func (n *session) received() string {
 		b.WriteString("local")
 	}
 	b.WriteByte(')')
-	if s.TLS != "" {
-		b.WriteString("\n\t(using " + s.TLS + ")")
+	version, cipher, _ := strings.Cut(s.TLS, " ")
+	if version != "" {
+		b.WriteString("\n\t(using " + version + ")")
 	}
 	b.WriteString("\n\tby " + n.srv.o.Hostname + " with " + n.protocol() + " id " + t.ID)
 	if all := t.Envelope.Recipients; len(all) == 1 && plain(all[0].Address) {
 		b.WriteString("\n\tfor <" + all[0].Address + ">")
+	}
+	if cipher != "" {
+		b.WriteString("\n\ttls " + cipher)
 	}
 	b.WriteString("; ")
 	b.WriteString(n.srv.o.Now().Format("Mon, 02 Jan 2006 15:04:05 -0700"))
