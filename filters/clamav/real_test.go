@@ -39,7 +39,7 @@ func newReal(t testing.TB, limits string) *real {
 	r.address = "unix:" + filepath.Join(r.dir, "s")
 	r.write("db/own.ndb", "Own.Eicar:0:*:"+hex.EncodeToString(clamd.EICAR)+"\nOwn.Start:0:0:"+hex.EncodeToString([]byte("only at the start"))+"\n")
 	r.write("db/own.hdb", "aa15bcf478d165efd2065190eb473bcb:544:Own.Test.File\n")
-	r.write("clamd.conf", fmt.Sprintf("LocalSocket %s/s\nFixStaleSocket yes\nDatabaseDirectory %s/db\nForeground yes\nLogFile %s/log\nMaxThreads 4\nAlertExceedsMax yes\n%s\n", r.dir, r.dir, r.dir, limits))
+	r.write("clamd.conf", fmt.Sprintf("LocalSocket %s/s\nFixStaleSocket yes\nDatabaseDirectory %s/db\nTemporaryDirectory %s\nForeground yes\nLogFile %s/log\nMaxThreads 4\nAlertExceedsMax yes\n%s\n", r.dir, r.dir, r.dir, r.dir, limits))
 	r.start()
 	t.Cleanup(r.stop)
 	return r

@@ -161,7 +161,7 @@ func TestLeaks(t *testing.T) {
 	var all sync.WaitGroup
 	for range 8 {
 		all.Go(func() {
-			for i := range 1250 {
+			for i := range filtertest.Soak() / 8 {
 				m := small
 				if i%10 == 0 {
 					m = large

@@ -1,7 +1,6 @@
 package host
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -10,7 +9,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -25,27 +23,9 @@ import (
 type rig struct {
 	*Host
 	dir   string
-	log   *logBuffer
+	log   *filtertest.Log
 	spool *message.Directory
 	self  string
-}
-
-// logBuffer is a log that can be read.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // newRig makes a host in a directory of the spool's file system, whose path is
@@ -59,7 +39,7 @@ func newRig(t testing.TB) *rig {
 	if err := os.Chmod(dir, 0o711); err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{dir: filepath.Join(dir, "p"), log: &logBuffer{}}
+	r := &rig{dir: filepath.Join(dir, "p"), log: new(filtertest.Log)}
 	if r.spool, err = message.OpenDirectory(filepath.Join(dir, "spool")); err != nil {
 		t.Fatal(err)
 	}

@@ -234,7 +234,7 @@ func TestLeaks(t *testing.T) {
 	fake.flags = gomilter.OptNoHeaderReply | gomilter.OptNoBodyReply
 	f := newFilter(t, "", fake.start(t).Address)
 	goroutines, descriptors := runtime.NumGoroutine(), serverstest.Descriptors(t)
-	for n := range 10_000 {
+	for n := range filtertest.Soak() {
 		v := filtertest.Must(t, f, small)
 		v.Body.Release()
 		if n%100 == 0 {

@@ -337,7 +337,7 @@ func TestNothingLeaks(t *testing.T) {
 	var all sync.WaitGroup
 	for k := range 8 {
 		all.Go(func() {
-			for n := k; n < 10_000; n += 8 {
+			for n := k; n < filtertest.Soak(); n += 8 {
 				call(n)
 			}
 		})

@@ -1,14 +1,12 @@
 package qfilter
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -78,31 +76,14 @@ type rig struct {
 	t     testing.TB
 	env   pipeline.Env
 	chain *pipeline.Chain
-	log   *buffer
-}
-
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
+	log   *filtertest.Log
 }
 
 func newRig(t testing.TB, o Options) *rig { return newRigWithin(t, o, time.Minute) }
 
 func newRigWithin(t testing.TB, o Options, timeout time.Duration) *rig {
 	t.Helper()
-	r := &rig{t: t, env: environment(t), log: &buffer{}}
+	r := &rig{t: t, env: environment(t), log: new(filtertest.Log)}
 	r.env.Log = slog.New(slog.NewTextHandler(r.log, nil))
 	f, err := New(r.env, o)
 	if err != nil {

@@ -222,9 +222,6 @@ func TestReleased(t *testing.T) {
 	}
 }
 
-// soak is how many calls must leak nothing.
-const soak = 10_000
-
 // Ten thousand calls, good and bad, leave no descriptor, goroutine, process or
 // file behind.
 func TestNothingLeaks(t *testing.T) {
@@ -255,7 +252,7 @@ func TestNothingLeaks(t *testing.T) {
 	var all sync.WaitGroup
 	for w := range 4 {
 		all.Go(func() {
-			for n := w; n < soak; n += 4 {
+			for n := w; n < filtertest.Soak(); n += 4 {
 				call(n)
 			}
 		})

@@ -85,6 +85,16 @@ func grow(r *Run) error {
 	return r.Apply(context.Background(), b, false)
 }
 
+// stride is how many changes of the file system it is from one that Crash or
+// Fail takes to the next: 1, or with -short a number that keeps the turns of what
+// is left then.
+func stride() int {
+	if testing.Short() {
+		return 9
+	}
+	return 1
+}
+
 // Crash cuts the power before every change of the file system that a scenario
 // makes, and in the middle of every write, and goes on from there: with what
 // was flushed, with all that was written, or with a part of it.
@@ -95,9 +105,13 @@ func Crash(t *testing.T, open Open) {
 			var wrecks []Wreck
 			r := NewRun(open, uint64(n), func(err error) { panic(err) })
 			g := rand.New(rand.NewPCG(uint64(n), 3))
+			calls, stride := 0, stride()
 			r.FS.Hook(func(c Call) error {
 				mu.Lock()
 				defer mu.Unlock()
+				if calls++; calls%stride != 0 {
+					return nil
+				}
 				percent := [...]int{0, 100, 50, 20}[len(wrecks)%4]
 				wrecks = append(wrecks, r.Crash(percent, g, c))
 				return nil
@@ -149,8 +163,8 @@ var faults = []error{syscall.EIO, syscall.ENOSPC}
 func Fail(t *testing.T, open Open) {
 	for n, sc := range Scenarios() {
 		t.Run(sc.Name, func(t *testing.T) {
-			refused, ended, at := 0, 0, 1
-			for ; ; at++ {
+			refused, ended, failed := 0, 0, 0
+			for at := 1; ; at += stride() {
 				f := failure{at: at, err: faults[at%len(faults)], fatal: make(chan error, 1), done: make(chan error, 1)}
 				reached, err := f.run(open, sc, uint64(n))
 				if err != nil {
@@ -159,12 +173,13 @@ func Fail(t *testing.T, open Open) {
 				if !reached {
 					break
 				}
+				failed++
 				refused += f.refused
 				if f.died {
 					ended++
 				}
 			}
-			t.Logf("%d calls failed: %d steps were refused, %d processes ended", at-1, refused, ended)
+			t.Logf("%d calls failed: %d steps were refused, %d processes ended", failed, refused, ended)
 		})
 	}
 }

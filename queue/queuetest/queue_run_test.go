@@ -176,9 +176,13 @@ func crashScenario(t *testing.T, seed uint64, steps []func(*world) error) {
 	var mu sync.Mutex
 	var wrecks []worldWreck
 	g := rand.New(rand.NewPCG(seed, 13))
+	calls, stride := 0, stride()
 	w.fs.Hook(func(c Call) error {
 		mu.Lock()
 		defer mu.Unlock()
+		if calls++; calls%stride != 0 {
+			return nil
+		}
 		wrecks = append(wrecks, w.cut([...]int{0, 100, 50, 20}[len(wrecks)%4], g, c))
 		return nil
 	})

@@ -25,7 +25,7 @@ const operations = 50
 func Random(t *testing.T, open Open) {
 	defaultSeeds := 300
 	if testing.Short() {
-		defaultSeeds = 50
+		defaultSeeds = 30
 	}
 	start := time.Now()
 	next, stop := iter.Pull(seeds(t, defaultSeeds))
