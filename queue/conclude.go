@@ -245,6 +245,9 @@ func (c *conclusion) log(b schedule.Batch, results []Result) {
 		if r.TLS != "" {
 			log = log.With("tls", r.TLS)
 		}
+		if r.Source != "" {
+			log = log.With("source", r.Source)
+		}
 		log.Info("delivery", "id", store.ID(b.ID).String(), "channel", b.Channel, "from", reply.Clean(e.Sender, 1100),
 			"to", reply.Clean(e.Recipients[b.Recipients[i]].Address, 1100), "status", s.Status.String(), "attempt", s.Attempts,
 			"where", s.Where, "reply", r.Reply.SMTP(), "age", max(c.now.Sub(c.l.message.Arrival()), 0).Round(time.Millisecond).String())

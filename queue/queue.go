@@ -54,6 +54,9 @@ type Result struct {
 	Perhaps bool
 	// TLS is how the connection was protected, for the log; "" for not at all.
 	TLS string
+	// Source names the address of ours that it was sent from, for the log; "" for what
+	// has no name.
+	Source string
 	// NotNow is set if nothing was tried because that was not admitted. Where that
 	// holds for all recipients of a job, it was no attempt, and they wait for leave.
 	NotNow *Wait

@@ -104,7 +104,7 @@ func (s cutThrough) deliver(ctx context.Context, o pipeline.Outgoing) (reply.Rep
 		return s.leave.prepare(ctx, &queue.Job{Domain: domain, Envelope: o.Envelope, Message: o.Message, Origin: origin}, host, form)
 	})
 	defer release()
-	got := s.out.deliver(ctx, &smtp.Job{Domain: domain, Envelope: o.Envelope, Content: o.Message, Prepare: prepare}, cutThroughWait)
+	got := s.out.deliver(ctx, &smtp.Job{Domain: domain, Envelope: o.Envelope, Content: o.Message, Prepare: prepare}, s.out.limits.pool(o.Envelope.Sender, o.Origin.Pool), cutThroughWait)
 	if len(got) != 1 {
 		return reply.Trouble, errors.New("no result")
 	}

@@ -106,8 +106,8 @@ func (e *engine) newQueue(c *config.Config, chains *pipeline.Generations, log *s
 	}
 	e.limits.queue, err = queue.Open(queue.Options{
 		Store: e.store, Spool: e.store, Log: log, Now: time.Now, Host: c.Hostname, Route: e.channel,
-		Prepare:   e.leave.prepare,
-		SiteLimit: gated, Lifetime: c.Queue.Lifetime,
+		Prepare: e.leave.prepare,
+		Lane:    e.lane, SiteLimit: gated, Lifetime: c.Queue.Lifetime,
 		Channels: []queue.Channel{
 			{Name: remoteChannel, Exit: remoteExit{e.outward}, Backoff: c.Queue.Backoff(), Limit: slots(c.Queue.Remote), Locate: e.limits.locate, Admit: e.limits.admit},
 			{Name: localChannel, Exit: localExit{mailboxes}, Backoff: schedule.Qmail(schedule.QmailLocal), Limit: slots(c.Queue.Local)},
@@ -160,6 +160,19 @@ func (e *engine) channel(address string) (channel, domain string) {
 	return remoteChannel, domain
 }
 
+// lane is the pool of sources that a message leaves from. An origin that cannot be
+// read says nothing about it.
+func (e *engine) lane(sender string, origin []byte) string {
+	if !e.config.Load().HasPoolRules() {
+		return e.limits.pool(sender, "")
+	}
+	o, err := pipeline.DecodeOrigin(origin)
+	if err != nil {
+		o.Pool = ""
+	}
+	return e.limits.pool(sender, o.Pool)
+}
+
 // mailbox is the Maildir of an address, below the root directory.
 func (e *engine) mailbox(address string) (dir string, ok bool) {
 	layout, ok := e.config.Load().MailboxOf(address)
@@ -200,14 +213,17 @@ func (x remoteExit) Deliver(ctx context.Context, j *queue.Job) ([]queue.Result, 
 		defer release()
 	}
 	leave, _ := j.Leave.(*permit)
-	got := x.send(ctx, job, leave)
+	got := x.send(ctx, job, j.Lane, leave)
 	all := make([]queue.Result, len(got))
 	health := schedule.Failed
 	for i, r := range got {
-		all[i] = queue.Result{Reply: r.Reply, Where: r.Where, Perhaps: r.Perhaps, TLS: r.TLS.String()}
+		all[i] = queue.Result{Reply: r.Reply, Where: r.Where, Perhaps: r.Perhaps, TLS: r.TLS.String(), Source: job.Source.Name}
 		if r.NotNow != nil {
 			all[i].NotNow = &queue.Wait{Until: r.NotNow.Until}
 			health = schedule.Unchanged
+		}
+		if errors.As(r.Err, new(*smtp.SourceError)) {
+			health = schedule.Unchanged // it is about us
 		}
 		if r.Remote && r.Phase >= wire.MailFrom {
 			health = schedule.Succeeded

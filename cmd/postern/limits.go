@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/postern-mta/postern/cmd/postern/config"
@@ -39,7 +38,11 @@ type limits struct {
 
 	mu    sync.Mutex
 	sites map[string]*knownSite
-	free  map[string]int // leaves given for free connections, by site
+	free  map[link]int // leaves given for free connections
+	// balances deal out messages to the sources of each pool, and avoided are the
+	// sources that are not to be used, at a site or, with none, at all.
+	balances map[string]*limit.Balance
+	avoided  map[link]time.Time
 }
 
 // knownSite is a site with what it counts for under a configuration.
@@ -59,8 +62,11 @@ func newLimits(c func() *config.Config, resolver smtp.Resolver) (*limits, error)
 	if err != nil {
 		return nil, err
 	}
-	l := &limits{now: time.Now, config: c, resolver: resolver, sites: map[string]*knownSite{}, free: map[string]int{}}
-	l.gate = limit.New(limit.Options{Classes: classes, Bounds: func(k limit.Key) limit.Bounds { return l.limited(k).Bounds }, Wake: l.wake})
+	l := &limits{now: time.Now, config: c, resolver: resolver, sites: map[string]*knownSite{}, free: map[link]int{}, balances: map[string]*limit.Balance{}, avoided: map[link]time.Time{}}
+	l.gate = limit.New(limit.Options{
+		Classes: classes, Bounds: func(k limit.Key) limit.Bounds { return l.limited(k).Bounds }, Wake: l.wake,
+		Warmup: func(source string) limit.Warmup { return l.config().WarmupOf(source) },
+	})
 	return l, nil
 }
 
@@ -126,57 +132,16 @@ func (l *limits) learn(place smtp.Place) limit.Path {
 // first.
 func (s *knownSite) place(name string, c *config.Config) {
 	s.under = c
-	s.path = limit.Path{Site: name, Groups: c.GroupsOfHosts(s.hosts)}
+	s.path = limit.Path{Site: name, Groups: c.GroupsOfHosts(s.hosts), Routed: s.routed}
 	if g := site.Group(name); g != "" {
 		s.path.Groups = append([]string{g}, slices.DeleteFunc(s.path.Groups, func(other string) bool { return other == g })...)
 	}
 	if !s.routed {
 		s.path.Provider = limit.ProviderOf(c.Providers(), s.hosts)
 	}
-	if _, there := c.Source[config.DefaultLimits]; there {
-		s.path.Source = config.DefaultLimits
-	}
 }
 
-// spareAfter is how long a connection that has become free is left for the next
-// message of its own site, where others wait for what it counts for.
-const spareAfter = 20 * time.Millisecond
-
-// freed has the next message of a site ask for a connection that has become free.
-// If there is none, and others wait for room at the provider or a group, the
-// connection is closed.
-func (l *limits) freed(name string) {
-	l.wake(name)
-	if !l.gate.Wanted(l.path(name)) {
-		return
-	}
-	time.AfterFunc(spareAfter, func() {
-		if l.gate.Wanted(l.path(name)) {
-			l.exit.Spare(func(other, _ string) bool { return other == name && !l.promised(name) })
-		}
-	})
-}
-
-// makeRoom closes a free connection of another site that counts for what has no
-// room; the one that was refused is woken then.
-func (l *limits) makeRoom(no *limit.Refusal, refused string) {
-	if k := no.Key; no.What == "connections" && (k.Level == limit.Source || k.Level == limit.Provider || k.Level == limit.Group) {
-		l.exit.Spare(func(name, _ string) bool {
-			p := l.path(name)
-			return name != refused && counts(&p, k) && !l.promised(name)
-		})
-	}
-}
-
-// promised reports whether a free connection of a site is for a message that is on
-// its way to it.
-func (l *limits) promised(name string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.free[name] > 0
-}
-
-// path is what a site counts for.
+// path is what a site counts for, from whatever source.
 func (l *limits) path(name string) limit.Path {
 	c := l.config()
 	l.mu.Lock()
@@ -208,125 +173,6 @@ func (l *limits) wakeThose(which func(*limit.Path) bool) {
 	for _, name := range all {
 		l.wake(name)
 	}
-}
-
-// permit is leave to deliver: over a connection that is free, or a new one.
-type permit struct {
-	l      *limits
-	site   string
-	ticket atomic.Pointer[ticket]
-	free   atomic.Bool // a free connection is promised, and was not taken yet
-}
-
-// admit is the queue's question, with the queue locked.
-func (l *limits) admit(now time.Time, site, _ string) (queue.Leave, *queue.Wait) {
-	leave, no := l.allow(now, lane{site: site})
-	if no != nil {
-		return nil, &queue.Wait{Until: no.Until}
-	}
-	return leave, nil
-}
-
-// allow gives leave for one message, or says what stands in the way.
-func (l *limits) allow(now time.Time, at lane) (*permit, *limit.Refusal) {
-	site := at.site
-	if no := l.gate.Suspended(now, l.path(site)); no != nil {
-		l.counts.refused(no)
-		return nil, no
-	}
-	_, free := l.exit.Connections(site)
-	l.mu.Lock()
-	if l.free[site] < free {
-		l.free[site]++
-		l.mu.Unlock()
-		v := &permit{l: l, site: site}
-		v.free.Store(true)
-		return v, nil
-	}
-	l.mu.Unlock()
-	t, no := l.open(now, site)
-	if no != nil {
-		return nil, no
-	}
-	v := &permit{l: l, site: site}
-	v.ticket.Store(t)
-	return v, nil
-}
-
-// take is the ticket, for the exit, which has it from then on.
-func (v *permit) take() smtp.Ticket {
-	if t := v.ticket.Swap(nil); t != nil {
-		return t
-	}
-	return nil
-}
-
-// lend gives a job what there is leave for. When a free connection is taken for it, a
-// promise is kept, or the ticket is for others.
-func (v *permit) lend(job *smtp.Job) {
-	job.Ticket = v.take()
-	job.Reuses = func() {
-		if t, ok := job.Ticket.(*ticket); ok {
-			job.Ticket = nil
-			t.giveBack()
-		}
-		v.settle()
-	}
-}
-
-// settle takes a promise off the account.
-func (v *permit) settle() bool {
-	if !v.free.Swap(false) {
-		return false
-	}
-	v.l.mu.Lock()
-	defer v.l.mu.Unlock()
-	if v.l.free[v.site]--; v.l.free[v.site] <= 0 {
-		delete(v.l.free, v.site)
-	}
-	return true
-}
-
-// back takes a ticket that the exit had no use for.
-func (v *permit) back(t smtp.Ticket) {
-	if mine, ok := t.(*ticket); ok {
-		v.ticket.Store(mine)
-	}
-}
-
-// Release gives up what was not used.
-func (v *permit) Release() {
-	if t := v.ticket.Swap(nil); t != nil {
-		t.giveBack()
-	}
-	if v.settle() {
-		// While this counted, others may have been refused a connection that is free
-		// now, or will be.
-		v.l.wake(v.site)
-	}
-}
-
-// Open is the exit's question, for a connection that no leave was given for.
-func (l *limits) Open(site, _ string) (smtp.Ticket, error) {
-	t, no := l.open(l.now(), site)
-	if no != nil {
-		return nil, notNow(no)
-	}
-	return t, nil
-}
-
-// open asks for a connection.
-func (l *limits) open(now time.Time, site string) (*ticket, *limit.Refusal) {
-	p := l.path(site)
-	t, no := l.gate.Open(now, p)
-	if no != nil {
-		l.counts.refused(no)
-		l.makeRoom(no, site)
-		return nil, no
-	}
-	k := &ticket{l: l, t: t, provider: l.providerLabel(p.Provider)}
-	l.counts.opened(k.provider, 1)
-	return k, nil
 }
 
 func notNow(no *limit.Refusal) error { return &smtp.NotNow{Until: no.Until, Why: no.String()} }

@@ -133,6 +133,7 @@ func (l *limits) Explain(ctx context.Context, domain string) (api.SiteExplanatio
 	}
 	now, c := l.now(), l.config()
 	p := l.learn(place)
+	p.Source = l.sourceName(c.Shares(config.DefaultPool)[0].Source)
 	e := api.SiteExplanation{Domain: domain, Site: p.Site, Provider: p.Provider, Source: p.Source, Routed: place.Routed, Hosts: append([]string{}, place.Hosts...), Addresses: []string{}}
 	var names []string
 	addresses := l.addresses(ctx, place)
@@ -157,12 +158,18 @@ func (l *limits) Explain(ctx context.Context, domain string) (api.SiteExplanatio
 		}
 	}
 	e.Limits = l.lines(now, p, x, held)
-	if no := x.Binding; no != nil {
-		e.Binding = &api.SiteRefusal{Level: no.Key.Level.String(), Name: no.Key.Name, What: no.What, Limit: no.Limit, Until: isoTime(no.Until), Why: clean(no.Why)}
-	}
+	e.Sources = l.sourcesHere(now, p)
+	e.Binding = refusalOf(l.bindingHere(now, p, x.Binding))
 	e.Control = controlOf(x.Control)
 	e.Queue = l.queued(p.Site)
 	return e, nil
+}
+
+func refusalOf(no *limit.Refusal) *api.SiteRefusal {
+	if no == nil {
+		return nil
+	}
+	return &api.SiteRefusal{Level: no.Key.Level.String(), Name: no.Key.Name, What: no.What, Limit: no.Limit, Until: isoTime(no.Until), Why: clean(no.Why)}
 }
 
 // queued is what waits for a site, in all lanes, nil for nothing. Where there is
@@ -368,7 +375,7 @@ func (l *limits) Change(ctx context.Context, what string, s api.SiteChange) (api
 	}
 	done.Unkept = unkept(l.say(do, what == "resume"))
 	if what != "suspend" {
-		l.wakeThose(func(p *limit.Path) bool { return counts(p, k) })
+		l.wakeThose(func(p *limit.Path) bool { return k.Level == limit.Source || counts(p, k) }) // any source may be chosen
 	}
 	return done, nil
 }

@@ -69,19 +69,25 @@ func (w *outward) close(ctx context.Context) {
 	})
 }
 
-// send makes one attempt with leave, nil for none.
-func (w *outward) send(ctx context.Context, job *smtp.Job, leave *permit) []smtp.Result {
-	if leave != nil {
-		leave.lend(job)
-		defer func() { leave.back(job.Ticket) }()
+// send makes one attempt from the source that there is leave for; with nil, for none,
+// from one of the pool's.
+func (w *outward) send(ctx context.Context, job *smtp.Job, pool string, leave *permit) []smtp.Result {
+	if leave == nil {
+		job.Source = w.limits.anySource(pool)
+		return w.exit.Deliver(ctx, job)
 	}
-	return w.exit.Deliver(ctx, job)
+	leave.lend(job)
+	defer func() { leave.back(job.Ticket) }()
+	got := w.exit.Deliver(ctx, job)
+	w.limits.tryOthers(leave, got)
+	return got
 }
 
-// deliver makes one attempt for somebody who waits for it: as soon as the limits have
+// deliver makes one attempt, from a source of the pool that pool is the lane of, for
+// somebody who waits for it: as soon as the limits have
 // room, and if that is not within some time, or ctx would not leave as much time for
 // the delivery itself, the results say so (Result.NotNow).
-func (w *outward) deliver(ctx context.Context, job *smtp.Job, patience time.Duration) []smtp.Result {
+func (w *outward) deliver(ctx context.Context, job *smtp.Job, pool string, patience time.Duration) []smtp.Result {
 	now := w.limits.now()
 	if end, ok := ctx.Deadline(); ok {
 		patience = min(patience, end.Sub(now)/2)
@@ -100,7 +106,7 @@ func (w *outward) deliver(ctx context.Context, job *smtp.Job, patience time.Dura
 			part.Envelope.Recipients[k] = job.Envelope.Recipients[i]
 		}
 		var got []smtp.Result
-		got, no = w.attempt(ctx, &part, end, no)
+		got, no = w.attempt(ctx, &part, pool, end, no)
 		var again []int
 		for k, i := range left {
 			results[i] = got[k]
@@ -114,18 +120,18 @@ func (w *outward) deliver(ctx context.Context, job *smtp.Job, patience time.Dura
 }
 
 // attempt is one attempt of deliver; the refusal is what kept something back.
-func (w *outward) attempt(ctx context.Context, job *smtp.Job, end time.Time, after *limit.Refusal) ([]smtp.Result, *limit.Refusal) {
+func (w *outward) attempt(ctx context.Context, job *smtp.Job, pool string, end time.Time, after *limit.Refusal) ([]smtp.Result, *limit.Refusal) {
 	place, err := w.exit.Locate(ctx, job.Domain)
 	if err != nil {
-		return w.exit.Deliver(ctx, job), nil // it says why
+		return w.send(ctx, job, pool, nil), nil // it says why
 	}
 	w.limits.learn(place)
-	leave, no := w.limits.turn(ctx, lane{site: place.Site.Name}, end, after)
+	leave, no := w.limits.turn(ctx, lane{site: place.Site.Name, pool: pool}, end, after)
 	switch {
 	case leave != nil:
 		defer leave.Release()
 	case no == nil || ctx.Err() != nil: // ctx has ended
-		return w.exit.Deliver(ctx, job), nil
+		return w.send(ctx, job, pool, nil), nil
 	default:
 		all := make([]smtp.Result, len(job.Envelope.Recipients))
 		for i := range all {
@@ -133,7 +139,7 @@ func (w *outward) attempt(ctx context.Context, job *smtp.Job, end time.Time, aft
 		}
 		return all, no
 	}
-	got := w.send(ctx, job, leave)
+	got := w.send(ctx, job, pool, leave)
 	no = nil
 	for i, r := range got {
 		if r.NotNow != nil {

@@ -95,6 +95,9 @@ func (d *daemon) marker(c *config.Config) (*origins.Marker, error) {
 	return origins.New(derive(d.state.secret)("origin marks"), origins.Options{Life: c.Queue.Lifetime + 24*time.Hour})
 }
 
+// programRemote is the protocol of what a qmail-remote is called for.
+const programRemote = "qmail-remote"
+
 // remoteWay is the way out of what a qmail-remote is to send.
 type remoteWay struct {
 	leave    departure // with nobody to hold anything
@@ -142,7 +145,7 @@ func (w *remoteWay) deliver(ctx context.Context, l *handoff.Leaving) ([]byte, er
 	})
 	defer release()
 	job := &smtp.Job{Domain: l.Host, Envelope: l.Envelope, Content: m, Prepare: prepare}
-	results := w.out.deliver(ctx, job, w.out.config.Load().Outbound.Wait)
+	results := w.out.deliver(ctx, job, w.pool(l, m, origin), w.out.config.Load().Outbound.Wait)
 	counts := map[reply.Class]int{}
 	for _, r := range results {
 		counts[r.Reply.Class]++
@@ -173,7 +176,7 @@ func (w *remoteWay) origin(l *handoff.Leaving) (message.Message, pipeline.Origin
 		return m, pipeline.Origin{}, reply.With(reply.ReadError, err)
 	}
 	o := pipeline.Origin{
-		Transaction: l.Call, Entrance: w.entrance, Protocol: "qmail-remote", Standing: pipeline.Stranger.String(), UID: -1, Received: time.Now(),
+		Transaction: l.Call, Entrance: w.entrance, Protocol: programRemote, Standing: pipeline.Stranger.String(), UID: -1, Received: time.Now(),
 	}
 	how := "unknown"
 	switch queued := queuedBy(l.Message.Head()); {
@@ -203,12 +206,30 @@ func (w *remoteWay) origin(l *handoff.Leaving) (message.Message, pipeline.Origin
 
 // isOurs asks the rule.
 func (w *remoteWay) isOurs(l *handoff.Leaving, m message.Message, uid int) (bool, error) {
-	s := &pipeline.Session{ID: l.Call, Entrance: w.entrance, Protocol: "qmail-remote", Start: time.Now(), Standing: pipeline.Stranger, UID: uid}
+	return w.ours.Match(w.facts(l, m, uid))
+}
+
+// pool is the lane of a message. Where it was accepted by others than us the rules of
+// pools are asked now.
+func (w *remoteWay) pool(l *handoff.Leaving, m message.Message, o pipeline.Origin) string {
+	chosen := o.Pool
+	if chosen == "" && o.Protocol == programRemote {
+		var err error
+		if chosen, err = w.out.config.Load().PoolByRule(w.facts(l, m, o.UID)); err != nil {
+			w.leave.log.Warn("a rule of a pool has no answer for a message, which is as if it did not match", "id", l.Call, "error", err)
+		}
+	}
+	return w.out.limits.pool(l.Envelope.Sender, chosen)
+}
+
+// facts are what rules are told of a call.
+func (w *remoteWay) facts(l *handoff.Leaving, m message.Message, uid int) rules.Facts {
+	s := &pipeline.Session{ID: l.Call, Entrance: w.entrance, Protocol: programRemote, Start: time.Now(), Standing: pipeline.Stranger, UID: uid}
 	tx := &pipeline.Transaction{ID: l.Call, Session: s, Envelope: l.Envelope}
 	for i := range l.Envelope.Recipients {
 		tx.Active = append(tx.Active, i)
 	}
-	return w.ours.Match(pipeline.FactsAt(tx, m))
+	return pipeline.FactsAt(tx, m)
 }
 
 // isNobody reports whether a sender is that of a bounce, or of a double bounce.

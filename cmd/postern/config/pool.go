@@ -51,6 +51,32 @@ func (c *Config) Shares(pool string) []Share {
 	return c.pools.shares[DefaultPool]
 }
 
+// PoolsOf are the names of the pools that a source is in.
+func (c *Config) PoolsOf(source string) (names []string) {
+	for _, name := range sorted(c.pools.shares) {
+		if slices.ContainsFunc(c.pools.shares[name], func(s Share) bool { return s.Source == source }) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// SourcesUsed are the sources that are in a pool, those of the default pool first, and
+// in the order in which pools name them.
+func (c *Config) SourcesUsed() (names []string) {
+	for _, pool := range append([]string{DefaultPool}, sorted(c.pools.shares)...) {
+		for _, s := range c.pools.shares[pool] {
+			if !slices.Contains(names, s.Source) {
+				names = append(names, s.Source)
+			}
+		}
+	}
+	return names
+}
+
+// HasPoolRules reports whether a pool has a rule.
+func (c *Config) HasPoolRules() bool { return len(c.pools.ruled) > 0 }
+
 // PoolByRule is the first pool in the file whose rule matches a message, "" for none.
 // With an error that is not known, because a rule has no answer; the pool is then that
 // of the rules that have one.
@@ -69,7 +95,7 @@ func (c *Config) PoolByRule(facts rules.Facts) (pool string, err error) {
 
 // choosesPool is pipeline.ChainOptions.Pool; nil where no pool has a rule.
 func (c *Config) choosesPool() func(*pipeline.Transaction, message.Message) string {
-	if len(c.pools.ruled) == 0 {
+	if !c.HasPoolRules() {
 		return nil
 	}
 	return func(tx *pipeline.Transaction, m message.Message) string {

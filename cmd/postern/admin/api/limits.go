@@ -124,12 +124,69 @@ type SiteExplanation struct {
 	Limits    []SiteLimit  `json:"limits"`
 	Binding   *SiteRefusal `json:"binding,omitempty"`
 	Control   SiteControl  `json:"control"`
+	// Sources are what mail for it may leave from, where there is more than the address
+	// that the system chooses; Limits and Control are those of Source, the first of the
+	// default pool, and Binding keeps all of that pool.
+	Sources []SiteSource `json:"sources,omitempty"`
 	// Silent are servers of it that did not answer lately.
 	Silent []SiteSilent `json:"silent,omitempty"`
 	// Held are the operators' words about any of this.
 	Held []SiteHeld `json:"held,omitempty"`
 	// Queue is what waits for the site; nil if nothing does.
 	Queue *Site `json:"queue,omitempty"`
+}
+
+// SiteSource is one of our addresses, towards a site.
+type SiteSource struct {
+	Name string `json:"name"`
+	// Pools are those that it is in.
+	Pools []string `json:"pools"`
+	// Connections are open, of Allowed that there may be for what the site answers.
+	Connections int `json:"connections"`
+	Allowed     int `json:"allowed"`
+	// Binding is what keeps it from being chosen, nil if nothing does.
+	Binding *SiteRefusal `json:"binding,omitempty"`
+	// Avoided is until when it is passed over there, because its address could not be
+	// used.
+	Avoided string        `json:"avoided,omitempty"`
+	Warmup  *SourceWarmup `json:"warmup,omitempty"`
+}
+
+// SourceWarmup is a source that is being brought into use.
+type SourceWarmup struct {
+	// Day is that of the plan, of Days; less than 1 before it begins.
+	Day  int `json:"day"`
+	Days int `json:"days"`
+	// Most is how many messages may be begun today, to each provider or to To, and Used
+	// how many were, to To.
+	Most int    `json:"most"`
+	Used int    `json:"used"`
+	To   string `json:"to,omitempty"`
+}
+
+// Source is one of our addresses.
+type Source struct {
+	Name  string   `json:"name"`
+	IPv4  string   `json:"ipv4,omitempty"`
+	IPv6  string   `json:"ipv6,omitempty"`
+	Hello string   `json:"hello"`
+	Pools []string `json:"pools"`
+	// Connections are open, to all sites.
+	Connections int           `json:"connections"`
+	Warmup      *SourceWarmup `json:"warmup,omitempty"`
+	// Suspended says where nothing leaves from it now.
+	Suspended []SourceSuspended `json:"suspended,omitempty"`
+	// Avoided is until when it is passed over because its address is not this machine's.
+	Avoided string `json:"avoided,omitempty"`
+}
+
+// SourceSuspended is a place that a source may not send to.
+type SourceSuspended struct {
+	// Level is provider or site; source means everywhere.
+	Level string `json:"level"`
+	Name  string `json:"name"`
+	Until string `json:"until,omitempty"`
+	Why   string `json:"why,omitempty"`
 }
 
 // SiteChange is an operator's word about a domain's site, or about a provider,
