@@ -110,6 +110,7 @@ func (s *session) run(ctx context.Context) {
 			return
 		}
 	}
+	s.content = s.stamped()
 	if a.job.Envelope.RequireTLS && s.to.hop.Socket == "" && !(s.l.tls.Verified && s.c.Capabilities().Extensions.Has(wire.RequireTLS)) {
 		// Another host may do, if there is one (RFC 8689 §4.2.1).
 		r := needsTLS
@@ -164,7 +165,7 @@ func (s *session) carries() (reply.Reply, bool) {
 	if size := s.content.WireSize(); caps.Size > 0 && size > caps.Size {
 		return tooBig(size, caps.Size), false
 	}
-	if s.a.x.o.RefuseEightBit {
+	if s.a.x.manner.Load().refuseEightBit {
 		switch form := s.content.Form(); {
 		case form == message.UTF8 && !caps.Extensions.Has(wire.UTF8):
 			return needsUTF8, false
@@ -296,7 +297,7 @@ func (s *session) worthAgain(ctx context.Context, out *wire.Outcome, err error) 
 		return false
 	}
 	x, now := s.a.x, s.a.x.o.Now()
-	if errors.Is(err, wire.ErrChunking) || x.o.Chunking && e.Perhaps {
+	if errors.Is(err, wire.ErrChunking) || x.manner.Load().chunking && e.Perhaps {
 		// Whatever it was, the next message goes there by DATA.
 		x.unchunked.hold(s.to.address, now, now.Add(x.o.ClearFor))
 	}

@@ -1,7 +1,6 @@
 package smtp
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -210,11 +209,12 @@ func (v *visit) converse(ctx context.Context, inClear bool) (l *link, broken boo
 		noConnection(ctx, ticket, err)
 		return nil, false, err
 	}
+	m := x.manner.Load()
 	l = &link{
-		key: v.key, site: v.target.site.Name, ticket: ticket, opened: x.o.Now(),
+		key: v.key, site: v.target.site.Name, ticket: ticket, opened: x.o.Now(), hello: m.helloOf(v.a.source),
 		c: wire.NewClient(conn, wire.ClientOptions{
-			Hello: cmp.Or(v.a.source.Hello, x.o.Hello), Timeouts: x.o.Timeouts, Buffers: &x.buffers,
-			Chunking: x.o.Chunking && !x.unchunked.has(v.to.address, x.o.Now()),
+			Hello: m.helloOf(v.a.source), Timeouts: m.timeouts, Buffers: &x.buffers,
+			Chunking: m.chunking && !x.unchunked.has(v.to.address, x.o.Now()),
 			LMTP:     v.to.hop.Transport == LMTP,
 		}),
 	}
@@ -233,7 +233,7 @@ func (v *visit) converse(ctx context.Context, inClear bool) (l *link, broken boo
 }
 
 func (v *visit) dial(ctx context.Context) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, v.a.x.o.ConnectTimeout)
+	ctx, cancel := context.WithTimeout(ctx, v.a.x.manner.Load().connectTimeout)
 	defer cancel()
 	if path := v.to.hop.Socket; path != "" {
 		return new(net.Dialer).DialContext(ctx, "unix", path)

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/postern-mta/postern/pipeline/envelope"
@@ -91,6 +92,9 @@ type Options struct {
 	// 5 min), counted when a message was sent.
 	Idle, MaxAge         time.Duration
 	MaxIdle, MaxMessages int
+	// TLSField is the name of a field that is put on top of what goes out by SMTP or
+	// LMTP, and says how the connection is protected; "": there is none.
+	TLSField string
 	// Gate admits connections and messages; nil admits all.
 	Gate Gate
 	// Connections is the most connections that a site may have, 0 for no bound. The
@@ -174,6 +178,7 @@ type Exit struct {
 	tickets          tls.ClientSessionCache
 	clear, unchunked memory
 	faults           memory // sources that the log has heard of lately
+	manner           atomic.Pointer[manner]
 	kept             kept
 	dead             deadHosts
 }
@@ -186,6 +191,15 @@ func New(o Options) (*Exit, error) {
 	if o.Resolver == nil {
 		return nil, errors.New("SMTP exit: no resolver is set")
 	}
+	o.fill()
+	x := &Exit{o: o, tickets: tls.NewLRUClientSessionCache(tickets)}
+	x.manner.Store(mannerOf(&o))
+	x.kept.o, x.dead.o, x.kept.manner = &x.o, &x.o, &x.manner
+	return x, nil
+}
+
+// fill puts the defaults where nothing is set.
+func (o *Options) fill() {
 	for _, x := range []struct {
 		n   *int
 		def int
@@ -223,9 +237,6 @@ func New(o Options) (*Exit, error) {
 	if o.Dialer == nil {
 		o.Dialer = dialer{}
 	}
-	x := &Exit{o: o, tickets: tls.NewLRUClientSessionCache(tickets)}
-	x.kept.o, x.dead.o = &x.o, &x.o
-	return x, nil
 }
 
 // Close ends the connections that are free, and makes those in use end with their

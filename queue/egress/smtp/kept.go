@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	wire "github.com/postern-mta/postern/pipeline/smtp"
@@ -29,6 +30,7 @@ type link struct {
 	c      *wire.Client
 	tls    TLSState
 	ticket Ticket // nil without a Gate
+	hello  string // the name that was given in EHLO
 	opened time.Time
 	sent   int // messages that it has carried
 	spent  bool
@@ -39,7 +41,8 @@ type link struct {
 // kept are the connections that are open and free, and the counts of those that
 // are open at all. It is safe for concurrent use.
 type kept struct {
-	o *Options
+	o      *Options
+	manner *atomic.Pointer[manner]
 
 	mu     sync.Mutex
 	closed bool
@@ -86,11 +89,11 @@ func (k *kept) ended(site string) {
 // give keeps a connection for the next message, or closes it.
 func (k *kept) give(ctx context.Context, l *link) {
 	now := k.o.Now()
-	limit := k.o.MaxMessages
+	limit := k.manner.Load().maxMessages
 	if n := l.c.Capabilities().MailMax; n > 0 { // LIMITS (RFC 9422 §4.1)
 		limit = min(limit, n)
 	}
-	if !l.c.Usable() || l.sent == 0 || l.spent || l.sent >= limit || k.o.Idle < 0 || now.Sub(l.opened) >= k.o.MaxAge {
+	if !l.c.Usable() || l.sent == 0 || l.spent || l.sent >= limit || k.stale(l) || now.Sub(l.opened) >= k.o.MaxAge {
 		k.close(ctx, l)
 		return
 	}
@@ -102,7 +105,7 @@ func (k *kept) give(ctx context.Context, l *link) {
 	}
 	site := l.site // from now on it may be somebody else's
 	k.idle = append(k.idle, l)
-	l.timer = time.AfterFunc(k.o.Idle, func() { k.expire(l) })
+	l.timer = time.AfterFunc(k.manner.Load().idle, func() { k.expire(l) })
 	var over *link
 	if len(k.idle) > k.o.MaxIdle {
 		over = k.remove(0)
