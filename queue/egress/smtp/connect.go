@@ -58,7 +58,10 @@ func (a *attempt) newVisit(ctx context.Context, target *target, to candidate) (*
 			v.policy.Names = append(v.policy.Names, to.host)
 		}
 	}
-	v.key = key{address: to.address, socket: to.hop.Socket, lmtp: to.hop.Transport == LMTP, source: a.source, policy: v.policy.digest(), login: v.login.digest()}
+	v.key = key{
+		place:  place{address: to.address, socket: to.hop.Socket, lmtp: to.hop.Transport == LMTP, source: a.source},
+		policy: v.policy.digest(), login: v.login.digest(),
+	}
 	return v, nil
 }
 

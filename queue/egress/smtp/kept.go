@@ -3,23 +3,26 @@ package smtp
 import (
 	"context"
 	"net/netip"
-	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	wire "github.com/postern-mta/postern/pipeline/smtp"
 )
 
-// key is what messages must agree on to share a connection.
-type key struct {
+// place is where a connection goes and where it comes from.
+type place struct {
 	address netip.AddrPort
 	socket  string
 	lmtp    bool
 	source  Source
-	policy  string
-	login   string
-	group   string // of the site
+}
+
+// key is what messages must agree on to share a connection.
+type key struct {
+	place
+	policy string
+	login  string
+	group  string // of the site
 }
 
 // link is a connection that is ready for a message. It is for one goroutine, or
@@ -30,25 +33,36 @@ type link struct {
 	c      *wire.Client
 	tls    TLSState
 	ticket Ticket // nil without a Gate
-	hello  string // the name that was given in EHLO
 	opened time.Time
 	sent   int // messages that it has carried
 	spent  bool
 	reused bool
-	timer  *time.Timer // while it is kept
+
+	// While it is kept: since when, and where it stands in each chain.
+	free  time.Time
+	chain [chains]neighbors
 }
 
 // kept are the connections that are open and free, and the counts of those that
-// are open at all. It is safe for concurrent use.
+// are open at all. Finding, keeping and pushing out one of them takes as long
+// whatever their number is. It is safe for concurrent use.
 type kept struct {
-	o      *Options
-	manner *atomic.Pointer[manner]
+	o *Options
 
 	mu     sync.Mutex
 	closed bool
-	idle   []*link // the one free for longest first
-	open   map[string]int
+	idle   chain // the one free for longest first
+	keys   map[key]*chain
+	places map[place]int // free ones
+	sites  map[string]*siteLinks
+	timer  *time.Timer    // for the first of idle; nil while there is none
 	wg     sync.WaitGroup // of those that are closed in passing
+}
+
+// siteLinks are the connections of a site.
+type siteLinks struct {
+	open int
+	free chain
 }
 
 // opened counts a connection.
@@ -60,11 +74,28 @@ func (k *kept) opened(l *link) {
 
 // add counts connections of a site; k is locked.
 func (k *kept) add(site string, n int) {
-	if k.open == nil {
-		k.open = map[string]int{}
+	of := k.of(site)
+	of.open += n
+	k.forget(site, of)
+}
+
+// of are the connections of a site, to be changed; k is locked.
+func (k *kept) of(site string) *siteLinks {
+	of := k.sites[site]
+	if of == nil {
+		if k.sites == nil {
+			k.sites = map[string]*siteLinks{}
+		}
+		of = &siteLinks{free: chain{of: ofSite}}
+		k.sites[site] = of
 	}
-	if k.open[site] += n; k.open[site] <= 0 {
-		delete(k.open, site)
+	return of
+}
+
+// forget forgets a site without connections; k is locked.
+func (k *kept) forget(site string, of *siteLinks) {
+	if of.open <= 0 && of.free.len == 0 {
+		delete(k.sites, site)
 	}
 }
 
@@ -89,11 +120,11 @@ func (k *kept) ended(site string) {
 // give keeps a connection for the next message, or closes it.
 func (k *kept) give(ctx context.Context, l *link) {
 	now := k.o.Now()
-	limit := k.manner.Load().maxMessages
+	limit := k.o.MaxMessages
 	if n := l.c.Capabilities().MailMax; n > 0 { // LIMITS (RFC 9422 §4.1)
 		limit = min(limit, n)
 	}
-	if !l.c.Usable() || l.sent == 0 || l.spent || l.sent >= limit || k.stale(l) || now.Sub(l.opened) >= k.o.MaxAge {
+	if !l.c.Usable() || l.sent == 0 || l.spent || l.sent >= limit || k.o.Idle < 0 || now.Sub(l.opened) >= k.o.MaxAge {
 		k.close(ctx, l)
 		return
 	}
@@ -104,11 +135,11 @@ func (k *kept) give(ctx context.Context, l *link) {
 		return
 	}
 	site := l.site // from now on it may be somebody else's
-	k.idle = append(k.idle, l)
-	l.timer = time.AfterFunc(k.manner.Load().idle, func() { k.expire(l) })
+	k.keep(l)
 	var over *link
-	if len(k.idle) > k.o.MaxIdle {
-		over = k.remove(0)
+	if k.idle.len > k.o.MaxIdle {
+		over = k.idle.first
+		k.remove(over)
 		k.closeSoon(over)
 	}
 	k.mu.Unlock()
@@ -117,12 +148,39 @@ func (k *kept) give(ctx context.Context, l *link) {
 	}
 }
 
-// remove takes the connection at an index out; k is locked.
-func (k *kept) remove(i int) *link {
-	l := k.idle[i]
-	k.idle = slices.Delete(k.idle, i, i+1)
-	l.timer.Stop()
-	return l
+// keep puts a connection to those that are free; k is locked.
+func (k *kept) keep(l *link) {
+	if k.keys == nil {
+		k.keys, k.places = map[key]*chain{}, map[place]int{}
+	}
+	same := k.keys[l.key]
+	if same == nil {
+		same = &chain{of: ofKey}
+		k.keys[l.key] = same
+	}
+	l.free = time.Now()
+	k.idle.push(l)
+	same.push(l)
+	k.of(l.site).free.push(l)
+	k.places[l.key.place]++
+	if k.timer == nil {
+		k.timer = time.AfterFunc(k.o.Idle, k.expire)
+	}
+}
+
+// remove takes a free connection out; k is locked.
+func (k *kept) remove(l *link) {
+	k.idle.remove(l)
+	same := k.keys[l.key]
+	if same.remove(l); same.len == 0 {
+		delete(k.keys, l.key)
+	}
+	of := k.sites[l.site]
+	of.free.remove(l)
+	k.forget(l.site, of)
+	if k.places[l.key.place]--; k.places[l.key.place] == 0 {
+		delete(k.places, l.key.place)
+	}
 }
 
 // closeSoon closes a connection that nobody waits for; k is locked, and not
@@ -135,12 +193,22 @@ func (k *kept) closeSoon(l *link) {
 	}()
 }
 
-// expire closes a connection that nobody has wanted.
-func (k *kept) expire(l *link) {
+// expire closes the connections that nobody has wanted.
+func (k *kept) expire() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if i := slices.Index(k.idle, l); i >= 0 {
-		k.closeSoon(k.remove(i))
+	k.timer = nil
+	if k.closed {
+		return
+	}
+	now := time.Now()
+	for l := k.idle.first; l != nil; l = k.idle.first {
+		if left := k.o.Idle - now.Sub(l.free); left > 0 {
+			k.timer = time.AfterFunc(left, k.expire)
+			return
+		}
+		k.remove(l)
+		k.closeSoon(l)
 	}
 }
 
@@ -148,33 +216,48 @@ func (k *kept) expire(l *link) {
 // Those on which the server has spoken or hung up are closed on the way.
 // It counts for the given site from now on.
 func (k *kept) take(of key, site string) *link {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	for i := len(k.idle) - 1; i >= 0; i-- {
-		if k.idle[i].key != of {
-			continue
-		}
-		l := k.remove(i)
-		if l.c.Quiet() {
-			k.add(l.site, -1)
-			k.add(site, 1)
-			l.site, l.reused = site, true
+	for {
+		l := k.last(of, site)
+		if l == nil || l.c.Quiet() {
 			return l
 		}
 		l.c.Close()
-		k.closeSoon(l)
+		k.mu.Lock()
+		closed := k.closed
+		if !closed {
+			k.closeSoon(l)
+		}
+		k.mu.Unlock()
+		if closed {
+			k.close(context.Background(), l)
+		}
 	}
-	return nil
+}
+
+// last takes the connection for the key that was used last, whatever it is like.
+func (k *kept) last(of key, site string) *link {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	same := k.keys[of]
+	if same == nil {
+		return nil
+	}
+	l := same.last
+	k.remove(l)
+	k.add(site, 1)
+	k.add(l.site, -1)
+	l.site, l.reused = site, true
+	return l
 }
 
 // drop closes all free connections of a key.
 func (k *kept) drop(of key) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for i := len(k.idle) - 1; i >= 0; i-- {
-		if k.idle[i].key == of {
-			k.closeSoon(k.remove(i))
-		}
+	for same := k.keys[of]; same != nil && same.len > 0; {
+		l := same.last
+		k.remove(l)
+		k.closeSoon(l)
 	}
 }
 
@@ -182,9 +265,7 @@ func (k *kept) drop(of key) {
 func (k *kept) has(c candidate, from Source) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return slices.ContainsFunc(k.idle, func(l *link) bool {
-		return l.key.source == from && l.key.address == c.address && l.key.socket == c.hop.Socket && l.key.lmtp == (c.hop.Transport == LMTP)
-	})
+	return k.places[place{address: c.address, socket: c.hop.Socket, lmtp: c.hop.Transport == LMTP, source: from}] > 0
 }
 
 // makeRoom closes free connections of a site while there are as many open as it
@@ -196,12 +277,13 @@ func (k *kept) makeRoom(ctx context.Context, site string) {
 	most := k.o.Connections(site)
 	for most > 0 {
 		k.mu.Lock()
-		i := slices.IndexFunc(k.idle, func(l *link) bool { return l.site == site })
-		if k.open[site] < most || i < 0 {
+		of := k.sites[site]
+		if of == nil || of.open < most || of.free.len == 0 {
 			k.mu.Unlock()
 			return
 		}
-		l := k.remove(i)
+		l := of.free.first
+		k.remove(l)
 		k.mu.Unlock()
 		k.close(ctx, l)
 	}
@@ -211,10 +293,13 @@ func (k *kept) makeRoom(ctx context.Context, site string) {
 func (k *kept) end(ctx context.Context) {
 	k.mu.Lock()
 	k.closed = true
-	all := k.idle
-	k.idle = nil
-	for _, l := range all {
-		l.timer.Stop()
+	if k.timer != nil {
+		k.timer.Stop()
+	}
+	var all []*link
+	for l := k.idle.first; l != nil; l = k.idle.first {
+		k.remove(l)
+		all = append(all, l)
 	}
 	k.mu.Unlock()
 	for _, l := range all {
@@ -227,10 +312,8 @@ func (k *kept) end(ctx context.Context) {
 func (k *kept) count(site string) (open, free int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for _, l := range k.idle {
-		if l.site == site {
-			free++
-		}
+	if of := k.sites[site]; of != nil {
+		return of.open, of.free.len
 	}
-	return k.open[site], free
+	return 0, 0
 }
