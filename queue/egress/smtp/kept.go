@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	wire "github.com/postern-mta/postern/pipeline/smtp"
@@ -33,6 +34,7 @@ type link struct {
 	c      *wire.Client
 	tls    TLSState
 	ticket Ticket // nil without a Gate
+	hello  string // the name that was given in EHLO
 	opened time.Time
 	sent   int // messages that it has carried
 	spent  bool
@@ -47,7 +49,8 @@ type link struct {
 // are open at all. Finding, keeping and pushing out one of them takes as long
 // whatever their number is. It is safe for concurrent use.
 type kept struct {
-	o *Options
+	o      *Options
+	manner *atomic.Pointer[manner]
 
 	mu     sync.Mutex
 	closed bool
@@ -120,11 +123,11 @@ func (k *kept) ended(site string) {
 // give keeps a connection for the next message, or closes it.
 func (k *kept) give(ctx context.Context, l *link) {
 	now := k.o.Now()
-	limit := k.o.MaxMessages
+	limit := k.manner.Load().maxMessages
 	if n := l.c.Capabilities().MailMax; n > 0 { // LIMITS (RFC 9422 §4.1)
 		limit = min(limit, n)
 	}
-	if !l.c.Usable() || l.sent == 0 || l.spent || l.sent >= limit || k.o.Idle < 0 || now.Sub(l.opened) >= k.o.MaxAge {
+	if !l.c.Usable() || l.sent == 0 || l.spent || l.sent >= limit || k.stale(l) || now.Sub(l.opened) >= k.o.MaxAge {
 		k.close(ctx, l)
 		return
 	}
@@ -164,7 +167,7 @@ func (k *kept) keep(l *link) {
 	k.of(l.site).free.push(l)
 	k.places[l.key.place]++
 	if k.timer == nil {
-		k.timer = time.AfterFunc(k.o.Idle, k.expire)
+		k.timer = time.AfterFunc(k.manner.Load().idle, k.expire)
 	}
 }
 
@@ -201,9 +204,9 @@ func (k *kept) expire() {
 	if k.closed {
 		return
 	}
-	now := time.Now()
+	now, idle := time.Now(), k.manner.Load().idle
 	for l := k.idle.first; l != nil; l = k.idle.first {
-		if left := k.o.Idle - now.Sub(l.free); left > 0 {
+		if left := idle - now.Sub(l.free); left > 0 {
 			k.timer = time.AfterFunc(left, k.expire)
 			return
 		}

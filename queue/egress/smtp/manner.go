@@ -35,13 +35,7 @@ func mannerOf(o *Options) *manner {
 func (x *Exit) Configure(o Options) {
 	o.fill()
 	x.manner.Store(mannerOf(&o))
-	x.kept.mu.Lock()
-	defer x.kept.mu.Unlock()
-	for i := len(x.kept.idle) - 1; i >= 0; i-- {
-		if x.kept.stale(x.kept.idle[i]) {
-			x.kept.closeSoon(x.kept.remove(i))
-		}
-	}
+	x.kept.renew()
 }
 
 // helloOf is the name given in EHLO to connections from a source.
@@ -56,6 +50,24 @@ func (m *manner) helloOf(s Source) string {
 func (k *kept) stale(l *link) bool {
 	m := k.manner.Load()
 	return l.hello != m.helloOf(l.key.source) || m.idle < 0
+}
+
+// renew closes the free connections that would be made otherwise now, or are kept for
+// too long.
+func (k *kept) renew() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for l := k.idle.first; l != nil; {
+		next := l.chain[ofAll].after
+		if k.stale(l) && !k.closed {
+			k.remove(l)
+			k.closeSoon(l)
+		}
+		l = next
+	}
+	if k.timer != nil {
+		k.timer.Reset(0)
+	}
 }
 
 // stamped is the message with the field on top that says how the connection is
