@@ -5,9 +5,17 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 )
+
+// keptFor keeps connections for so long.
+func keptFor(idle time.Duration) *kept {
+	k := &kept{o: &Options{}, manner: new(atomic.Pointer[manner])}
+	k.manner.Store(&manner{idle: idle})
+	return k
+}
 
 // fakeLink is a free connection of one of few keys and sites.
 func fakeLink(n int) *link {
@@ -19,7 +27,7 @@ func fakeLink(n int) *link {
 // compares what is told of them with what a plain list would tell.
 func TestFreeConnections(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
-	k := &kept{o: &Options{Idle: time.Hour}}
+	k := keptFor(time.Hour)
 	var idle []*link // the one free for longest first
 	open := map[string]int{}
 	out := func(l *link) {
@@ -97,7 +105,7 @@ func compareFree(t *testing.T, k *kept, idle []*link, open map[string]int) {
 func BenchmarkKept(b *testing.B) {
 	for _, n := range []int{10, 10_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			k := &kept{o: &Options{Idle: time.Hour}}
+			k := keptFor(time.Hour)
 			var all []*link
 			for i := range n {
 				l := &link{key: key{place: place{address: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 25)}}, site: fmt.Sprint(i)}

@@ -40,8 +40,8 @@ type link struct {
 	spent  bool
 	reused bool
 
-	// While it is kept: since when, and where it stands in each chain.
-	free  time.Time
+	// While it is kept: for how long, and where it stands in each chain.
+	until time.Time
 	chain [chains]neighbors
 }
 
@@ -161,13 +161,14 @@ func (k *kept) keep(l *link) {
 		same = &chain{of: ofKey}
 		k.keys[l.key] = same
 	}
-	l.free = time.Now()
+	idle := k.manner.Load().idle
+	l.until = time.Now().Add(idle)
 	k.idle.push(l)
 	same.push(l)
 	k.of(l.site).free.push(l)
 	k.places[l.key.place]++
 	if k.timer == nil {
-		k.timer = time.AfterFunc(k.manner.Load().idle, k.expire)
+		k.timer = time.AfterFunc(idle, k.expire)
 	}
 }
 
@@ -204,14 +205,32 @@ func (k *kept) expire() {
 	if k.closed {
 		return
 	}
-	now, idle := time.Now(), k.manner.Load().idle
+	now := time.Now()
 	for l := k.idle.first; l != nil; l = k.idle.first {
-		if left := idle - now.Sub(l.free); left > 0 {
+		if left := l.until.Sub(now); left > 0 {
 			k.timer = time.AfterFunc(left, k.expire)
 			return
 		}
 		k.remove(l)
 		k.closeSoon(l)
+	}
+}
+
+// reset closes free connections that would be made otherwise now, and has the others
+// wait no longer than they would now; k is locked.
+func (k *kept) reset() {
+	idle := k.manner.Load().idle
+	most := time.Now().Add(idle)
+	for l, after := k.idle.first, (*link)(nil); l != nil; l = after {
+		if after = l.chain[ofAll].after; k.stale(l) {
+			k.remove(l)
+			k.closeSoon(l)
+		} else if l.until.After(most) {
+			l.until = most
+		}
+	}
+	if k.timer != nil {
+		k.timer.Reset(max(idle, 0)) // which is soon enough for the first
 	}
 }
 

@@ -35,7 +35,9 @@ func mannerOf(o *Options) *manner {
 func (x *Exit) Configure(o Options) {
 	o.fill()
 	x.manner.Store(mannerOf(&o))
-	x.kept.renew()
+	x.kept.mu.Lock()
+	defer x.kept.mu.Unlock()
+	x.kept.reset()
 }
 
 // helloOf is the name given in EHLO to connections from a source.
@@ -50,24 +52,6 @@ func (m *manner) helloOf(s Source) string {
 func (k *kept) stale(l *link) bool {
 	m := k.manner.Load()
 	return l.hello != m.helloOf(l.key.source) || m.idle < 0
-}
-
-// renew closes the free connections that would be made otherwise now, or are kept for
-// too long.
-func (k *kept) renew() {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	for l := k.idle.first; l != nil; {
-		next := l.chain[ofAll].after
-		if k.stale(l) && !k.closed {
-			k.remove(l)
-			k.closeSoon(l)
-		}
-		l = next
-	}
-	if k.timer != nil {
-		k.timer.Reset(0)
-	}
 }
 
 // stamped is the message with the field on top that says how the connection is
