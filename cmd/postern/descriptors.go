@@ -9,7 +9,7 @@ import (
 )
 
 // ownDescriptors are for the store, logs, lists, programs and the resolver, and
-// for the connections that are free and kept for the next message.
+// for the fewest connections that are free and kept for the next message.
 const ownDescriptors = 1000
 
 // descriptorsFor is how many descriptors a configuration may have open at a time:
@@ -25,6 +25,26 @@ func descriptorsFor(c *config.Config) uint64 {
 		}
 	}
 	return n
+}
+
+// Bounds of the connections that are free and kept for the next message.
+const (
+	fewestKept = 100
+	mostKept   = 5000
+)
+
+// keptFor is how many connections a configuration may keep that are free: half of
+// the descriptors that it cannot ask for.
+func keptFor(c *config.Config) int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return fewestKept
+	}
+	spare := uint64(0)
+	if need := descriptorsFor(c); limit.Cur > need {
+		spare = limit.Cur - need
+	}
+	return int(min(max(spare/2, fewestKept), mostKept))
 }
 
 // warnDescriptors tells if the process may not open as many descriptors as a

@@ -3,7 +3,31 @@ package main
 import (
 	"os/exec"
 	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/postern-mta/postern/cmd/postern/config"
 )
+
+// TestKeptFor: connections are kept while there are descriptors for all else.
+func TestKeptFor(t *testing.T) {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	c := &config.Config{}
+	c.Listen = map[string]*config.Listen{"mx": {Next: config.NextQueue}}
+	for _, left := range []int{-5, 0, 150, 1000, 9000, 100_000} {
+		c.Queue.Remote = int(limit.Cur) - ownDescriptors - left
+		want := min(max(left/2, 100), 5000)
+		if c.Queue.Remote < 0 {
+			continue
+		}
+		if got := keptFor(c); got != want {
+			t.Errorf("%d connections are kept where %d descriptors are left, not %d", got, left, want)
+		}
+	}
+}
 
 // TestDescriptors has the daemon started with a soft limit below its hard one: it
 // raises it, and tells if that is not enough for its configuration.

@@ -30,7 +30,7 @@ func outbound(first *config.Config, current func() *config.Config, resolver smtp
 		// compared, because another server may listen on one of this host's.
 		Self:           func(host string, _ netip.Addr) bool { return strings.EqualFold(host, current().Hostname) },
 		RefuseEightBit: first.Outbound.EightBit == "refuse",
-		Chunking:       first.Outbound.Chunking, Idle: first.Outbound.Keep, MaxMessages: first.Outbound.Messages,
+		Chunking:       first.Outbound.Chunking, Idle: first.Outbound.Keep, MaxIdle: keptFor(first), MaxMessages: first.Outbound.Messages,
 		Connections: func(string) int { return first.Queue.Domain },
 	}
 	if o.Idle == 0 {
