@@ -38,6 +38,13 @@ var answersOfServers = []struct {
 	{552, "5.2.2", "Mailbox full", false, Nothing},
 	{452, "4.5.3", "Too many recipients", false, Speed},
 	{450, "4.7.1", "Throttled: sending too fast, slow down", false, Speed},
+	{421, "", "Max message per connection reached, closing transmission channel", false, Nothing},
+	{421, "4.7.0", "mx.example too many messages in this connection", false, Nothing},
+	{421, "4.3.2", "The maximum number of concurrent connections per resource forest has exceeded a limit, closing transmission channel", true, Count},
+	{421, "", "Connection refused, too many sessions from 192.0.2.1. Please lower the number of concurrent sessions. IB007", true, Count},
+	{421, "4.4.5", "Service unavailable, concurrency limit reached", true, Count},
+	{451, "", "Too many connections received this hour from 192.0.2.1", true, Speed},
+	{451, "4.7.650", "The mail server [192.0.2.1] has been temporarily rate limited due to IP reputation.", false, Speed},
 	{554, "5.7.1", "Your address is listed on a blacklist", true, Blocked},
 	{554, "5.7.1", "Message listed on a blacklist of links", false, Nothing},
 }

@@ -176,7 +176,7 @@ func (c *Control) closed(now time.Time, k *conn) {
 // reason to. most is the configured limit.
 func (c *Control) succeeded(now time.Time, k *conn, most int) {
 	c.last = now
-	c.pace.accepted(now)
+	c.pace.accepted(now, k.message)
 	c.worked++
 	if k.beyond == c.epoch+1 {
 		k.beyond = 0
@@ -245,8 +245,8 @@ func (c *Control) tooFast(now time.Time, k *conn, why string) bool {
 // troubles of its own.
 func (c *Control) unreachable(now time.Time, why string) {
 	c.last = now
-	if c.failures++; c.failures < failuresToSleep {
-		return
+	if c.failures++; c.failures < failuresToSleep || now.Before(c.until) {
+		return // those that were under way when it fell asleep say nothing new
 	}
 	c.slept = min(lastSleep, max(firstSleep, 2*c.slept))
 	c.sleep(now, c.slept, "cannot be reached: "+why)

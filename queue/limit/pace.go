@@ -100,9 +100,11 @@ func (p *pace) String() string {
 	return strconv.FormatFloat(p.rate, 'g', 3, 64)
 }
 
-func (p *pace) accepted(now time.Time) {
+// accepted takes in a message that was begun in an epoch. Only one that was begun
+// after a refusal says that it is over.
+func (p *pace) accepted(now time.Time, epoch uint32) {
 	p.meter.add(now)
-	if p.resting {
+	if p.resting && epoch == p.epoch {
 		p.resting, p.rest, p.next, p.changed = false, 0, now, now
 	}
 }

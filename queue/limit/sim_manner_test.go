@@ -50,3 +50,97 @@ func TestDownIsNoLimit(t *testing.T) {
 		t.Errorf("when it was up again: %+v", got)
 	}
 }
+
+// TestParallelRefusalsOfRateCutOnce: of many messages under way some are refused and
+// some taken, in any order; then one goes ahead, and the others wait for it.
+func TestParallelRefusalsOfRateCutOnce(t *testing.T) {
+	classes, err := ShippedClasses()
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := New(Options{Classes: classes, Bounds: func(k Key) Bounds {
+		return Bounds{Connections: 100, NewConnections: Rate{Count: None}, Messages: Rate{Count: None}}
+	}})
+	no := Answer{Code: 450, Enhanced: "4.7.1", Text: "Error: too much mail from 192.0.2.1"}
+	for range 10 { // all of them work
+		var some []*Ticket
+		for k, no := g.Open(start, Path{Site: "x"}); no == nil; k, no = g.Open(start, Path{Site: "x"}) {
+			k.Greeted(start)
+			k.Message(start, 1)
+			some = append(some, k)
+		}
+		for range 2 {
+			for _, k := range some {
+				k.Taken(start)
+			}
+		}
+		for _, k := range some {
+			k.Close(start)
+		}
+	}
+	var all []*Ticket
+	for range 30 {
+		k, no := g.Open(start, Path{Site: "x"})
+		if no != nil {
+			t.Fatal(no)
+		}
+		k.Greeted(start)
+		if no := k.Message(start, 1); no != nil {
+			t.Fatal(no)
+		}
+		all = append(all, k)
+	}
+	moves := func() int { return len(g.Explain(start, Path{Site: "x"}).Control.Moves) }
+	had, went := moves(), 0
+	for i, k := range all {
+		if i%3 == 0 {
+			k.Taken(start)
+		} else {
+			k.Said(start, no)
+		}
+		if k.Message(start, 1) == nil && i > 0 {
+			went++
+		}
+	}
+	if moves() != had+1 || went > 0 {
+		t.Errorf("%d moves, %d messages went at once: %+v", moves()-had, went, g.Explain(start, Path{Site: "x"}).Control.Moves)
+	}
+	ahead := 0
+	for _, k := range all {
+		if k.Message(start.Add(firstRest), 1) == nil {
+			ahead++
+		}
+	}
+	if ahead != 1 {
+		t.Errorf("%d messages went ahead", ahead)
+	}
+}
+
+// TestParallelFailuresSleepOnce: a server that goes away while many connections to it
+// are under way is asked again after a minute.
+func TestParallelFailuresSleepOnce(t *testing.T) {
+	g := New(Options{Bounds: func(k Key) Bounds { return Bounds{Connections: 100, NewConnections: Rate{Count: None}} }})
+	p := Path{Site: "x"}
+	fail := func(now time.Time) {
+		t.Helper()
+		var all []*Ticket
+		for k, no := g.Open(now, p); no == nil; k, no = g.Open(now, p) {
+			all = append(all, k)
+		}
+		if len(all) == 0 {
+			t.Fatal("nobody looks")
+		}
+		for _, k := range all {
+			k.Unreachable(now, "connection refused")
+			k.Close(now)
+		}
+	}
+	now := start
+	for _, pause := range []time.Duration{time.Minute, 2 * time.Minute, 4 * time.Minute} {
+		fail(now)
+		if got := g.Explain(now, p).Control.Until.Sub(now); got != pause {
+			t.Errorf("it sleeps for %v", got)
+		}
+		now = now.Add(pause)
+	}
+}
