@@ -136,7 +136,7 @@ type crlfReader struct {
 	in   io.Reader
 	raw  [8192]byte
 	rest []byte // of raw, not yet given out
-	cr   bool   // a CR was given out last
+	crlf CRLF
 }
 
 func (r *crlfReader) Read(p []byte) (n int, err error) {
@@ -152,19 +152,8 @@ func (r *crlfReader) Read(p []byte) (n int, err error) {
 			r.rest = r.raw[:k]
 			continue
 		}
-		if r.rest[0] == '\n' && !r.cr {
-			p[n], r.cr = '\r', true
-			n++
-			continue
-		}
-		end := bytes.IndexByte(r.rest[1:], '\n') + 1
-		if end == 0 {
-			end = len(r.rest)
-		}
-		k := copy(p[n:], r.rest[:end])
-		r.cr = r.rest[k-1] == '\r'
-		r.rest = r.rest[k:]
-		n += k
+		put, used := r.crlf.Next(p[n:], r.rest)
+		n, r.rest = n+put, r.rest[used:]
 	}
 	return n, nil
 }

@@ -1,7 +1,6 @@
 package milter
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -182,7 +181,7 @@ type pieces struct {
 	body *message.Body
 	at   int64
 	rest []byte // read, and not given out
-	cr   bool   // a CR was given out last
+	crlf message.CRLF
 }
 
 // next fills p, or gives what is left; 0 is the end. It reads into raw.
@@ -193,19 +192,8 @@ func (r *pieces) next(p, raw []byte) (n int, err error) {
 				return n, err
 			}
 		}
-		if r.rest[0] == '\n' && !r.cr {
-			p[n], r.cr = '\r', true
-			n++
-			continue
-		}
-		end := bytes.IndexByte(r.rest[1:], '\n') + 1
-		if end == 0 {
-			end = len(r.rest)
-		}
-		k := copy(p[n:], r.rest[:end])
-		r.cr = r.rest[k-1] == '\r'
-		r.rest = r.rest[k:]
-		n += k
+		put, used := r.crlf.Next(p[n:], r.rest)
+		n, r.rest = n+put, r.rest[used:]
 	}
 	return n, nil
 }
