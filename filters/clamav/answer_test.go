@@ -20,7 +20,7 @@ func TestName(t *testing.T) {
 		"stream: " + strings.Repeat("x", 4000) + " FOUND\x00": strings.Repeat("x", maxName),
 	} {
 		s := newStub(t, saying(answer))
-		v := must(t, newFilter(t, "header = \"X-Virus\"", s.address), "Subject: x\n\nbody\n")
+		v := must(t, newFilter(t, "header = \"X-Virus\"", s.Address), "Subject: x\n\nbody\n")
 		if v.Action != pipeline.Reject || v.Reply.SMTP() != "554 5.7.1 a virus was found in this message: "+want || v.Symbols[0].Detail != want || v.Edits != nil {
 			t.Errorf("%.60q is %v %q", answer, v.Action, v.Reply.SMTP())
 		}

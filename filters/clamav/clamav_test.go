@@ -19,7 +19,7 @@ func testJobs() map[string]worker.Job {
 
 func TestHonest(t *testing.T) {
 	s := newStub(t, honest)
-	f := newFilter(t, "", s.address)
+	f := newFilter(t, "", s.Address)
 	if v := must(t, f, large); v.Reason != "nothing found in the message" {
 		t.Error(v)
 	}

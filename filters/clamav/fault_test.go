@@ -33,7 +33,7 @@ var faults = []struct {
 	{"resets in mid-stream", func(c *stubConn) {
 		if c.command() {
 			c.stream(100_000)
-			if tcp, ok := c.Conn.(*net.TCPConn); ok {
+			if tcp, ok := c.Conn.Conn.(*net.TCPConn); ok {
 				tcp.SetLinger(0)
 			}
 		}
@@ -118,17 +118,17 @@ func TestFaults(t *testing.T) {
 			t.Run(fault.name+" by "+network, func(t *testing.T) {
 				t.Parallel()
 				bad := start(t, fault.play)
-				f := newFilter(t, "", bad.address)
+				f := newFilter(t, "", bad.Address)
 				within := 20 * time.Second
 				if fault.says == "timeout" {
 					within = time.Second
 				}
 				v, err := judge(f, large, within)
-				if err == nil || v.Action != pipeline.Continue || !strings.Contains(err.Error(), fault.says) || !strings.Contains(err.Error(), bad.address) {
+				if err == nil || v.Action != pipeline.Continue || !strings.Contains(err.Error(), fault.says) || !strings.Contains(err.Error(), bad.Address) {
 					t.Fatalf("%v, %v", v, err)
 				}
 				good := start(t, honest)
-				f = newFilter(t, "", bad.address, good.address)
+				f = newFilter(t, "", bad.Address, good.Address)
 				if within == time.Second {
 					within = 4 * time.Second // of which each has a half
 				}
@@ -146,10 +146,10 @@ func TestFaults(t *testing.T) {
 // Nothing is there, or it cannot be reached.
 func TestAbsent(t *testing.T) {
 	gone := newStub(t, honest)
-	gone.stop()
-	f := newFilter(t, "", gone.address, "unix:/nonexistent/clamd.ctl")
+	gone.Stop()
+	f := newFilter(t, "", gone.Address, "unix:/nonexistent/clamd.ctl")
 	for range 4 {
-		if _, err := judge(f, large, 10*time.Second); err == nil || !strings.Contains(err.Error(), gone.address) || !strings.Contains(err.Error(), "/nonexistent") {
+		if _, err := judge(f, large, 10*time.Second); err == nil || !strings.Contains(err.Error(), gone.Address) || !strings.Contains(err.Error(), "/nonexistent") {
 			t.Fatal(err)
 		}
 	}
@@ -170,7 +170,7 @@ func (b broken) ReadAt(p []byte, off int64) (int, error) {
 // A message that cannot be read is no fault of a clamd's, and never clean.
 func TestReadError(t *testing.T) {
 	s := newStub(t, honest)
-	f := newFilter(t, "", s.address)
+	f := newFilter(t, "", s.Address)
 	head, rest := message.ParseHead(large)
 	for name, body := range map[string]io.ReaderAt{"error": broken{strings.NewReader(rest)}, "short": strings.NewReader(rest[:200_000])} {
 		b := message.StoredBody{At: body, Size: int64(len(rest))}.Open()
@@ -193,7 +193,7 @@ func TestCancel(t *testing.T) {
 		began <- struct{}{}
 		c.hang()
 	})
-	f := newFilter(t, "", s.address)
+	f := newFilter(t, "", s.Address)
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
 		<-began
@@ -211,14 +211,14 @@ func TestCancel(t *testing.T) {
 // counted at the end of all tests.
 func TestLeaks(t *testing.T) {
 	s := newStub(t, honest)
-	f := newFilter(t, "", s.address)
+	f := newFilter(t, "", s.Address)
 	must(t, f, large)
 	before := descriptors(t)
 	for range 5 {
 		for _, fault := range faults {
 			if fault.says != "timeout" {
-				s.play.Store(&fault.play)
-				f := newFilter(t, "", s.address) // to which it has not failed
+				s.plays(fault.play)
+				f := newFilter(t, "", s.Address) // to which it has not failed
 				if _, err := judge(f, large, 20*time.Second); err == nil {
 					t.Fatal(fault.name)
 				}
@@ -250,7 +250,7 @@ func TestLibrary(t *testing.T) {
 		s := newStub(t, play)
 		abort := make(chan bool)
 		defer close(abort)
-		results, err := clamd.NewClamd("unix://"+strings.TrimPrefix(s.address, "unix:")).ScanStream(r, abort)
+		results, err := clamd.NewClamd("unix://"+strings.TrimPrefix(s.Address, "unix:")).ScanStream(r, abort)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -262,7 +262,7 @@ func TestLibrary(t *testing.T) {
 	// The library ends its lines with LF.
 	lines := func(answer string) func(*stubConn) {
 		return func(c *stubConn) {
-			c.r.ReadString('\n')
+			c.R.ReadString('\n')
 			c.stream(1 << 30)
 			io.WriteString(c, answer)
 		}

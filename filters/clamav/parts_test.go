@@ -86,7 +86,7 @@ func uuencoded(b []byte) string {
 // A clamd that decodes nothing shows what the filter lays open by itself.
 func TestParts(t *testing.T) {
 	s := newStub(t, honest)
-	differing, all, none := newFilter(t, "", s.address), newFilter(t, "parts = \"all\"", s.address), newFilter(t, "parts = \"none\"", s.address)
+	differing, all, none := newFilter(t, "", s.Address), newFilter(t, "parts = \"all\"", s.Address), newFilter(t, "parts = \"none\"", s.Address)
 	for _, c := range tricks([]byte("This is EICAR and nothing else, but with more words")) {
 		if strings.Contains(c.text, "EICAR") {
 			t.Fatalf("%s hides nothing", c.name)
@@ -175,18 +175,16 @@ func TestUnscannable(t *testing.T) {
 		{"many, and a virus", "contents = 2\nunscannable = \"pass\"", odd("a", "EICAR", "b", "c", "d"), pipeline.Reject, "a virus was found"},
 		{"deep", "", deep, pipeline.Reject, "it has "},
 	} {
-		v := must(t, newFilter(t, c.config, s.address), c.text)
+		v := must(t, newFilter(t, c.config, s.Address), c.text)
 		if v.Action != c.action || c.reply != "" && !strings.Contains(v.Reply.SMTP(), c.reply) {
 			t.Errorf("%s: %v %q %s", c.name, v.Action, v.Reply.SMTP(), v.Reason)
 		}
 	}
-	s.play.Store(ptr(saying("stream: Heuristics.Limits.Exceeded.MaxFileSize FOUND\x00")))
-	if v := must(t, newFilter(t, "unscannable = \"quarantine\"", s.address), large); v.Action != pipeline.Quarantine || v.Symbols[0].Name != symbolUnscannable {
+	s.plays(saying("stream: Heuristics.Limits.Exceeded.MaxFileSize FOUND\x00"))
+	if v := must(t, newFilter(t, "unscannable = \"quarantine\"", s.Address), large); v.Action != pipeline.Quarantine || v.Symbols[0].Name != symbolUnscannable {
 		t.Error(v)
 	}
 }
-
-func ptr[T any](x T) *T { return &x }
 
 // swapped has a pool do another job, or fails.
 type swapped struct {
@@ -209,7 +207,7 @@ func TestWorkers(t *testing.T) {
 	pool := worker.New(worker.Options{Size: 1, Wait: time.Minute})
 	defer pool.Close()
 	hidden := tricks([]byte("This is EICAR and nothing else, but with more words"))[1].text
-	f := newFilter(t, "", s.address)
+	f := newFilter(t, "", s.Address)
 	f.workers = pool
 	if v := must(t, f, hidden); v.Action != pipeline.Reject {
 		t.Error(v)

@@ -1,15 +1,11 @@
 package clamav
 
 import (
-	"bufio"
 	"context"
 	"encoding/binary"
 	"io"
 	"log/slog"
-	"net"
-	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -20,6 +16,7 @@ import (
 	"github.com/postern-mta/postern/pipeline/envelope"
 	"github.com/postern-mta/postern/pipeline/filtertest"
 	"github.com/postern-mta/postern/pipeline/message"
+	"github.com/postern-mta/postern/pipeline/servers/serverstest"
 	"github.com/postern-mta/postern/pipeline/worker"
 )
 
@@ -42,91 +39,47 @@ func (here) Do(ctx context.Context, r worker.Request) ([]byte, error) {
 	return b, err
 }
 
-// stub plays clamd: it answers as play says, and finds "EICAR" in a stream's raw
-// bytes when it is honest.
+// stub plays clamd: it answers as its play says, and finds "EICAR" in a stream's
+// raw bytes when it is honest.
 type stub struct {
-	address string
-	play    atomic.Pointer[func(*stubConn)]
-	scans   atomic.Int64 // streams that came whole
-	open    atomic.Int64 // connections that run, most holds the most there were
-	most    atomic.Int64
-
-	listener net.Listener
-	running  sync.WaitGroup
-	mu       sync.Mutex
-	conns    map[net.Conn]bool
+	*serverstest.Stub
+	scans atomic.Int64 // streams that came whole
+	open  atomic.Int64 // connections that run, most holds the most there were
+	most  atomic.Int64
 }
 
 // stubConn is a connection to a stub.
 type stubConn struct {
-	net.Conn
-	r    *bufio.Reader
+	*serverstest.Conn
 	stub *stub
 }
 
-func newStub(t testing.TB, play func(*stubConn)) *stub {
-	t.Helper()
-	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "c"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return serve(t, l, play)
-}
+func newStub(t testing.TB, play func(*stubConn)) *stub    { return serve(t, "unix", play) }
+func newStubTCP(t testing.TB, play func(*stubConn)) *stub { return serve(t, "tcp", play) }
 
-func newStubTCP(t testing.TB, play func(*stubConn)) *stub {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return serve(t, l, play)
-}
-
-func serve(t testing.TB, l net.Listener, play func(*stubConn)) *stub {
-	s := &stub{address: l.Addr().Network() + ":" + l.Addr().String(), listener: l, conns: map[net.Conn]bool{}}
-	s.play.Store(&play)
-	s.running.Go(s.accept)
-	t.Cleanup(s.stop)
+func serve(t testing.TB, network string, play func(*stubConn)) *stub {
+	s := &stub{}
+	s.Stub = serverstest.Start(t, network, s.counted(play))
 	return s
 }
 
-func (s *stub) accept() {
-	for {
-		c, err := s.listener.Accept()
-		if err != nil {
-			return
-		}
-		s.mu.Lock()
-		s.conns[c] = true
-		s.mu.Unlock()
-		s.running.Go(func() {
-			n := s.open.Add(1)
-			for most := s.most.Load(); n > most && !s.most.CompareAndSwap(most, n); most = s.most.Load() {
-			}
-			(*s.play.Load())(&stubConn{c, bufio.NewReader(c), s})
-			s.open.Add(-1)
-			c.Close()
-			s.mu.Lock()
-			delete(s.conns, c)
-			s.mu.Unlock()
-		})
-	}
-}
+// plays changes what the stub does with connections from now on.
+func (s *stub) plays(play func(*stubConn)) { s.Play(s.counted(play)) }
 
-// stop ends the stub and all its connections.
-func (s *stub) stop() {
-	s.listener.Close()
-	s.mu.Lock()
-	for c := range s.conns {
-		c.Close()
+// counted counts the connections that a play has at a time.
+func (s *stub) counted(play func(*stubConn)) func(*serverstest.Conn) {
+	return func(c *serverstest.Conn) {
+		n := s.open.Add(1)
+		defer s.open.Add(-1)
+		for most := s.most.Load(); n > most && !s.most.CompareAndSwap(most, n); most = s.most.Load() {
+		}
+		play(&stubConn{c, s})
 	}
-	s.mu.Unlock()
-	s.running.Wait()
 }
 
 // command reads a command; PING and VERSION it answers by itself.
 func (c *stubConn) command() bool {
-	line, err := c.r.ReadString(0)
+	line, err := c.R.ReadString(0)
 	switch {
 	case err != nil:
 		return false
@@ -144,7 +97,7 @@ func (c *stubConn) command() bool {
 func (c *stubConn) stream(limit int) (content []byte, whole bool) {
 	for len(content) < limit {
 		var n [4]byte
-		if _, err := io.ReadFull(c.r, n[:]); err != nil {
+		if _, err := io.ReadFull(c.R, n[:]); err != nil {
 			return content, false
 		}
 		size := binary.BigEndian.Uint32(n[:])
@@ -153,7 +106,7 @@ func (c *stubConn) stream(limit int) (content []byte, whole bool) {
 			return content, true
 		}
 		b := make([]byte, size)
-		if _, err := io.ReadFull(c.r, b); err != nil {
+		if _, err := io.ReadFull(c.R, b); err != nil {
 			return content, false
 		}
 		content = append(content, b...)
@@ -188,7 +141,7 @@ func saying(text string) func(*stubConn) {
 }
 
 // hang waits until the other side closes.
-func (c *stubConn) hang() { io.Copy(io.Discard, c.r) }
+func (c *stubConn) hang() { io.Copy(io.Discard, c.R) }
 
 func newFilter(t testing.TB, config string, addresses ...string) *Filter {
 	t.Helper()

@@ -16,7 +16,7 @@ func TestSuite(t *testing.T) {
 		e.Workers = here{}
 		return e
 	}
-	address := "address = [\"" + s.address + "\"]\n"
+	address := "address = [\"" + s.Address + "\"]\n"
 	virus := "Subject: x\n\nEICAR\n"
 	filtertest.Run(t, filtertest.Suite{
 		Kind: Kind(), Config: address, Env: env,
