@@ -231,13 +231,13 @@ func (l *limits) lines(now time.Time, p limit.Path, x limit.Explanation, held []
 	}
 	rate := api.SiteLimit{Level: limit.Adapted.String(), Name: p.Site, What: "messages", From: "what it answered"}
 	if x.Control.Rate > 0 {
-		rate.Limit = strconv.FormatFloat(x.Control.Rate, 'g', 3, 64) + "/s"
+		rate.Limit = limit.RateText(x.Control.Rate)
 	}
 	for _, m := range x.Control.Moves {
 		switch m.What {
 		case "connections":
 			adapted.From = "since " + isoTime(m.Time) + ": " + clean(m.Why)
-		case "messages a second":
+		case "messages":
 			rate.From = "since " + isoTime(m.Time) + ": " + clean(m.Why)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/postern-mta/postern/cmd/postern/admin/api"
+	"github.com/postern-mta/postern/queue/limit"
 )
 
 // printSiteStates prints sites, and what operators have said.
@@ -45,7 +46,7 @@ func rateText(r float64) string {
 	if r == 0 {
 		return ""
 	}
-	return strconv.FormatFloat(r, 'g', 3, 64) + "/s"
+	return limit.RateText(r)
 }
 
 // controlWords are the state of what was found out, in a few words.

@@ -4,8 +4,8 @@ import "time"
 
 // block says that a provider takes nothing from a source for a while.
 type block struct {
-	until time.Time
-	why   string
+	since, until time.Time
+	why          string
 }
 
 // blocked takes in an answer that blocks a source: at all sites of the provider, since
@@ -16,8 +16,12 @@ func (g *Gate) blocked(now time.Time, p Path, c *Control, pause time.Duration, w
 		return
 	}
 	key := pair{p.Provider, p.Source}
-	if until := now.Add(pause); until.After(g.blocks[key].until) {
-		g.blocks[key] = block{until, clipped(why, maxWhy)}
+	if was, until := g.blocks[key], now.Add(pause); until.After(was.until) {
+		since := now
+		if now.Before(was.until) {
+			since = was.since
+		}
+		g.blocks[key] = block{since, until, clipped(why, maxWhy)}
 	}
 }
 
@@ -31,7 +35,7 @@ func (g *Gate) blocksPath(now time.Time, p Path) *Refusal {
 	if !ok || !now.Before(b.until) {
 		return nil
 	}
-	return &Refusal{Key: Key{Adapted, Path{Site: p.Provider, Source: p.Source}.adapted()}, What: suspendedWhat, Until: b.until, Why: b.why}
+	return &Refusal{Key: Key{Adapted, Path{Site: p.Provider, Source: p.Source}.adapted()}, What: suspendedWhat, Until: b.until, Since: b.since, Why: b.why}
 }
 
 // unblock takes back what answers have brought: at a provider, from a source, or at
@@ -65,6 +69,7 @@ func (g *Gate) unblock(now time.Time, k Key) (found bool) {
 type BlockState struct {
 	Provider string    `json:"provider"`
 	Source   string    `json:"source,omitempty"`
+	Since    time.Time `json:"since,omitzero"`
 	Until    time.Time `json:"until"`
 	Why      string    `json:"why,omitempty"`
 }
@@ -75,7 +80,7 @@ func (g *Gate) Blocks(now time.Time) (all []BlockState) {
 	defer g.unlock()
 	for p, b := range g.blocks {
 		if now.Before(b.until) {
-			all = append(all, BlockState{p.site, p.source, b.until, b.why})
+			all = append(all, BlockState{p.site, p.source, b.since, b.until, b.why})
 		}
 	}
 	return all
@@ -93,7 +98,11 @@ func (g *Gate) ImportBlocks(now, exported time.Time, all []BlockState) (n int) {
 			until = most
 		}
 		if named(b.Provider) && now.Before(until) && until.After(g.blocks[key].until) {
-			g.blocks[key] = block{until, clipped(b.Why, maxWhy)}
+			since := b.Since.Add(shift)
+			if since.After(now) {
+				since = now
+			}
+			g.blocks[key] = block{since, until, clipped(b.Why, maxWhy)}
 			n++
 		}
 	}

@@ -40,6 +40,20 @@ func (c Class) String() string {
 	return "invalid"
 }
 
+// MarshalText is encoding.TextMarshaler.
+func (c Class) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// UnmarshalText is encoding.TextUnmarshaler, the inverse of String.
+func (c *Class) UnmarshalText(text []byte) error {
+	for i, name := range classNames {
+		if name == string(text) {
+			*c = Class(i)
+			return nil
+		}
+	}
+	return fmt.Errorf("%.40q is no class", text)
+}
+
 // Answer is a server's answer as far as it matters here.
 type Answer struct {
 	Code     int

@@ -60,8 +60,10 @@ type Control struct {
 
 	failures int
 	slept    time.Duration
-	until    time.Time
-	why      string
+	// since and until are of a suspension, why the reason.
+	since, until time.Time
+	why          string
+	said         Said
 
 	// shut is a connection that came to nothing while others to the same address
 	// worked; nil for none. greetings counts those that worked.
@@ -236,7 +238,7 @@ func (c *Control) tooFast(now time.Time, k *conn, why string) bool {
 	c.last = now
 	from, ok := c.pace.refused(now, k.message)
 	if ok {
-		c.moved(now, "messages a second", from, c.pace.String(), why)
+		c.moved(now, "messages", from, c.pace.String(), why)
 	}
 	return ok
 }
@@ -283,12 +285,27 @@ func (c *Control) sleep(now time.Time, d time.Duration, why string) {
 	until := now.Add(d)
 	if until.After(c.until) {
 		c.moved(now, "suspended", "", d.String(), why)
+		if !now.Before(c.until) {
+			c.since = now
+		}
 		c.until, c.why = until, clipped(why, maxWhy)
 	}
 }
 
 // resume ends a suspension.
-func (c *Control) resume() { c.until, c.why, c.failures, c.slept = time.Time{}, "", 0, 0 }
+func (c *Control) resume() {
+	c.since, c.until, c.why, c.failures, c.slept = time.Time{}, time.Time{}, "", 0, 0
+}
+
+// refusal is what a suspension says.
+func (c *Control) refusal(k Key) *Refusal {
+	return &Refusal{Key: k, What: suspendedWhat, Until: c.until, Since: c.since, Why: c.why}
+}
+
+// note remembers an answer, for people.
+func (c *Control) note(now time.Time, class Class, why string) {
+	c.said = Said{now, class, clipped(why, maxWhy)}
+}
 
 // idle reports whether nothing is worth remembering any more.
 func (c *Control) idle(now time.Time) bool {
@@ -309,22 +326,32 @@ type ControlState struct {
 	Rate     float64
 	Measured float64
 	Failures int
-	// Until and Why tell of a suspension.
-	Until time.Time
-	Why   string
-	Moves []Move
+	// Since, Until and Why tell of a suspension.
+	Since, Until time.Time
+	Why          string
+	Moves        []Move
+	// Said is the last answer that says anything about our limits, or why the last
+	// connection came to nothing; zero if there was none.
+	Said Said
+}
+
+// Said is what was heard from a site, for people.
+type Said struct {
+	Time  time.Time `json:"time"`
+	Class Class     `json:"class"`
+	Text  string    `json:"text"`
 }
 
 func (c *Control) state(now time.Time) ControlState {
 	s := ControlState{
 		Limit: c.limit, Open: c.open, Accepted: c.accepted, Ceiling: c.ceiling, Probing: c.probing,
-		Rate: c.pace.rate, Measured: c.pace.measure(now), Failures: c.failures, Moves: append([]Move(nil), c.moves...),
+		Rate: c.pace.rate, Measured: c.pace.measure(now), Failures: c.failures, Moves: append([]Move(nil), c.moves...), Said: c.said,
 	}
 	if c.ceiling > 0 && !c.probing {
 		s.ProbeAt = c.probeAt
 	}
 	if now.Before(c.until) {
-		s.Until, s.Why = c.until, cmp.Or(c.why, "suspended")
+		s.Since, s.Until, s.Why = c.since, c.until, cmp.Or(c.why, "suspended")
 	}
 	return s
 }

@@ -43,8 +43,10 @@ type Refusal struct {
 	// Until is when to ask again; zero means when something of the key has ended,
 	// of which Options.Wake tells.
 	Until time.Time
-	// Why is the answer or the operator's word behind a suspension.
-	Why string
+	// Since is when a suspension began, and Why the answer or the operator's word
+	// behind it.
+	Since time.Time
+	Why   string
 }
 
 // String is the refusal in words.
@@ -145,6 +147,11 @@ func (g *Gate) bounds(now time.Time, k Key) Bounds {
 	return b
 }
 
+// refusal is what a suspension says.
+func (h hold) refusal(k Key) *Refusal {
+	return &Refusal{Key: k, What: suspendedWhat, Until: h.until, Since: h.since, Why: h.why}
+}
+
 func (h hold) holds(now time.Time) bool { return h.until.IsZero() || now.Before(h.until) }
 
 func (g *Gate) counter(k Key) *counter {
@@ -187,7 +194,7 @@ func most(n int) int {
 // admits looks whether a key would admit a connection. The Gate is locked.
 func (g *Gate) admits(now time.Time, k Key, b Bounds) *Refusal {
 	if h, ok := g.holds[k]; ok && h.suspend && h.holds(now) {
-		return &Refusal{Key: k, What: "suspended", Until: h.until, Why: h.why}
+		return h.refusal(k)
 	}
 	c := g.counter(k)
 	if b.Connections > 0 && c.open >= b.Connections {
@@ -266,7 +273,7 @@ func (g *Gate) open(now time.Time, p Path) (*Ticket, *Refusal) {
 func (g *Gate) controlAdmits(now time.Time, p Path, c *Control) *Refusal {
 	key := Key{Adapted, p.adapted()}
 	if now.Before(c.until) {
-		return &Refusal{Key: key, What: "suspended", Until: c.until, Why: c.why}
+		return c.refusal(key)
 	}
 	if no := g.blocksPath(now, p); no != nil {
 		return no
@@ -447,7 +454,7 @@ func (t *Ticket) Message(now time.Time, recipients int) *Refusal {
 	}
 	epoch, until, ok := t.control.pace.begin(now)
 	if !ok {
-		no = &Refusal{Key: Key{Adapted, t.path.adapted()}, What: "messages", Limit: t.control.pace.String() + "/s", Until: until}
+		no = &Refusal{Key: Key{Adapted, t.path.adapted()}, What: "messages", Limit: t.control.pace.String(), Until: until}
 		g.refuse(no, t.path.Site)
 		return no
 	}
@@ -486,6 +493,7 @@ func (t *Ticket) Unreachable(now time.Time, why string) {
 		t.control.closedUnheard(&t.conn, t.at[0].Name, why)
 	}
 	t.control.unreachable(now, why)
+	t.control.note(now, Down, why)
 }
 
 // Taken says that the server has taken a message.
@@ -509,6 +517,9 @@ func (t *Ticket) Said(now time.Time, a Answer) Meaning {
 	why := fmt.Sprintf("%d %s", a.Code, a.Text[:min(len(a.Text), 200)])
 	if m.Rule != "" {
 		why += " [" + m.Rule + "]"
+	}
+	if m.Class != Nothing {
+		t.control.note(now, m.Class, why)
 	}
 	switch c := t.control; m.Class {
 	case Count:

@@ -33,11 +33,13 @@ type Learned struct {
 
 	Failures int           `json:"failures,omitempty"`
 	Slept    time.Duration `json:"slept,omitempty"`
+	Since    int64         `json:"since,omitempty"`
 	Until    int64         `json:"until,omitempty"`
 	Why      string        `json:"why,omitempty"`
 
 	// Moves are the last few.
 	Moves []Move `json:"moves,omitempty"`
+	Said  *Said  `json:"said,omitempty"`
 }
 
 // LearnedPace is what was found out about a rate; see Learned.
@@ -127,7 +129,10 @@ func (c *Control) learned(now time.Time, site, source string) Learned {
 		Moves: slices.Clone(c.moves[max(0, len(c.moves)-learnedMoves):]),
 	}
 	if now.Before(c.until) {
-		l.Until, l.Why = nanos(c.until), c.why
+		l.Since, l.Until, l.Why = nanos(c.since), nanos(c.until), c.why
+	}
+	if said := c.said; !said.Time.IsZero() {
+		l.Said = &said
 	}
 	return l
 }
@@ -198,7 +203,7 @@ func (l *Learned) control(now time.Time, shift time.Duration) *Control {
 	c := &Control{
 		limit: clamp(l.Limit, 1, maxConnections), ceiling: clamp(l.Ceiling, 0, maxConnections), step: clamp(l.Step, 0, maxConnections),
 		probing: l.Probing, probeAt: at(l.ProbeAt, lastProbe), wait: clamp(l.Wait, firstProbe, lastProbe), worked: clamp(l.Worked, 0, math.MaxInt32),
-		failures: clamp(l.Failures, 0, math.MaxInt32), slept: clamp(l.Slept, 0, lastSleep), until: at(l.Until, maxSuspended), why: clipped(l.Why, maxWhy),
+		failures: clamp(l.Failures, 0, math.MaxInt32), slept: clamp(l.Slept, 0, lastSleep), since: at(l.Since, 0), until: at(l.Until, maxSuspended), why: clipped(l.Why, maxWhy),
 		last: at(l.Last, 0), provider: clipped(l.Provider, maxName),
 	}
 	switch {
@@ -213,11 +218,18 @@ func (l *Learned) control(now time.Time, shift time.Duration) *Control {
 	if l.Pace != nil {
 		c.pace = l.Pace.pace(now, shift, at)
 	}
+	past := func(t time.Time) time.Time {
+		if t = t.Add(shift); t.After(now) {
+			return now
+		}
+		return t
+	}
+	if l.Said != nil {
+		c.said = Said{past(l.Said.Time), l.Said.Class, clipped(l.Said.Text, maxWhy)}
+	}
 	for _, m := range l.Moves[max(0, len(l.Moves)-learnedMoves):] {
 		m.What, m.From, m.To, m.Why = clipped(m.What, maxWord), clipped(m.From, maxWord), clipped(m.To, maxWord), clipped(m.Why, maxWhy)
-		if m.Time = m.Time.Add(shift); m.Time.After(now) {
-			m.Time = now
-		}
+		m.Time = past(m.Time)
 		c.moves = append(c.moves, m)
 	}
 	return c

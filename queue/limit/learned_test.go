@@ -224,7 +224,7 @@ func TestLearnedGoesOnAsBefore(t *testing.T) {
 func plain(all []SiteState) []SiteState {
 	for i := range all {
 		c := &all[i].Control
-		c.Moves, c.ProbeAt, c.Until = nil, utc(c.ProbeAt), utc(c.Until)
+		c.Moves, c.ProbeAt, c.Since, c.Until, c.Said.Time = nil, utc(c.ProbeAt), utc(c.Since), utc(c.Until), utc(c.Said.Time)
 	}
 	return all
 }
@@ -364,7 +364,7 @@ func TestRestartKeepsBlocksAndBudgets(t *testing.T) {
 			t.Errorf("%s after it was resumed: %v", site, no)
 		}
 	}
-	if g.ImportBlocks(start.Add(-1000*time.Hour), start, []BlockState{{"big", "us", start.Add(time.Hour), ""}, {"big", "us2", start.Add(-time.Hour), ""}, {Until: start.Add(time.Hour)}}) != 1 {
+	if g.ImportBlocks(start.Add(-1000*time.Hour), start, []BlockState{{"big", "us", start, start.Add(time.Hour), ""}, {"big", "us2", start, start.Add(-time.Hour), ""}, {Until: start.Add(time.Hour)}}) != 1 {
 		t.Error("not the one block that holds")
 	}
 	if b := g.Blocks(start.Add(-1000 * time.Hour)); len(b) != 1 || !b[0].Until.Equal(start.Add(-999*time.Hour)) {
@@ -377,7 +377,7 @@ func TestRestartKeepsBlocksAndBudgets(t *testing.T) {
 func TestLearnedAges(t *testing.T) {
 	learned := []Learned{
 		{Site: "ceiling", Last: nanos(start), Limit: 3, Ceiling: 3, ProbeAt: nanos(start.Add(time.Minute)), Wait: firstProbe},
-		{Site: "suspended", Last: nanos(start), Limit: 4, Until: nanos(start.Add(5 * time.Hour)), Why: "spam"},
+		{Site: "suspended", Last: nanos(start), Limit: 4, Since: nanos(start), Until: nanos(start.Add(5 * time.Hour)), Why: "spam"},
 		{Site: "nothing", Last: nanos(start), Limit: firstConnections},
 		{Last: nanos(start), Limit: 3, Ceiling: 3},
 	}
@@ -397,6 +397,9 @@ func TestLearnedAges(t *testing.T) {
 			names = append(names, s.Site)
 			if u := s.Control.Until; !u.IsZero() && (u.Before(c.now) || u.Sub(c.now) > 5*time.Hour) {
 				t.Errorf("at %v: suspended until %v", c.now, u)
+			}
+			if s.Control.Since.After(c.now) {
+				t.Errorf("at %v: since %v", c.now, s.Control.Since)
 			}
 			if p := s.Control.ProbeAt; p.Sub(c.now) > lastProbe {
 				t.Errorf("at %v: a probe at %v", c.now, p)

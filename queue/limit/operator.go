@@ -32,12 +32,12 @@ func (g *Gate) suspended(now time.Time, keys []Key, p Path, c *Control) (no *Ref
 	if len(g.holds) > 0 {
 		for _, k := range keys {
 			if h, ok := g.holds[k]; ok && h.suspend && h.holds(now) {
-				no = tighter(no, &Refusal{Key: k, What: "suspended", Until: h.until, Why: h.why})
+				no = tighter(no, h.refusal(k))
 			}
 		}
 	}
 	if c != nil && c.failures < failuresToSleep && now.Before(c.until) {
-		no = tighter(no, &Refusal{Key: Key{Adapted, p.adapted()}, What: "suspended", Until: c.until, Why: c.why})
+		no = tighter(no, c.refusal(Key{Adapted, p.adapted()}))
 	}
 	return tighter(no, g.blocksPath(now, p))
 }
@@ -175,7 +175,8 @@ type Explanation struct {
 	Path    Path
 	Lines   []Line
 	Control ControlState
-	// Binding is what keeps the next connection, nil if nothing does.
+	// Binding is what keeps the next connection, or the next message if there may be
+	// another connection; nil if nothing does.
 	Binding *Refusal
 }
 
@@ -222,6 +223,9 @@ func (g *Gate) Explain(now time.Time, p Path, addresses ...string) Explanation {
 	if no := g.suspended(now, p.keys(), p, control); no != nil {
 		e.Binding = no // whatever else there is would not let it go
 	}
+	if e.Binding == nil {
+		e.Binding = g.lookMessage(now, p, control)
+	}
 	if e.Binding != nil {
 		for i := range e.Lines {
 			e.Lines[i].Binds = e.Lines[i].Key == e.Binding.Key && e.Lines[i].What == e.Binding.What
@@ -246,7 +250,7 @@ func (g *Gate) look(now time.Time, k Key, b Bounds, c *counter) *Refusal {
 		return g.admits(now, k, b)
 	}
 	if h, ok := g.holds[k]; ok && h.suspend && h.holds(now) {
-		return &Refusal{Key: k, What: "suspended", Until: h.until, Why: h.why}
+		return h.refusal(k)
 	}
 	return nil
 }
@@ -256,6 +260,24 @@ func (g *Gate) lookControl(now time.Time, p Path, c *Control) *Refusal {
 	copied := *c
 	copied.moves = nil
 	return g.controlAdmits(now, p, &copied)
+}
+
+// lookMessage is what would keep a message that had a connection.
+func (g *Gate) lookMessage(now time.Time, p Path, c *Control) (no *Refusal) {
+	for _, k := range p.keys() {
+		n, r := g.counters[k], g.bounds(now, k).Messages
+		if n == nil || !r.IsSet() {
+			continue
+		}
+		if wait := r.waitFor(now.UnixNano(), n.msgs); wait > 0 {
+			no = tighter(no, &Refusal{Key: k, What: "messages", Limit: r.String(), Until: now.Add(wait)})
+		}
+	}
+	pace := c.pace
+	if _, until, ok := pace.begin(now); !ok {
+		no = tighter(no, &Refusal{Key: Key{Adapted, p.adapted()}, What: "messages", Limit: pace.String(), Until: until})
+	}
+	return no
 }
 
 // SiteState is a site with what is known of it, for a list.

@@ -97,7 +97,18 @@ func (p *pace) String() string {
 	if p.rate == 0 {
 		return "none"
 	}
-	return strconv.FormatFloat(p.rate, 'g', 3, 64)
+	return RateText(p.rate)
+}
+
+// RateText is a rate of so many a second in the unit in which it is best read: 2.5/s,
+// 12/min, 6/h.
+func RateText(rate float64) string {
+	for _, u := range rateUnits[:3] {
+		if n := rate * u.per.Seconds(); n >= 0.9995 || u.per == time.Hour {
+			return strconv.FormatFloat(n, 'g', 3, 64) + "/" + u.name
+		}
+	}
+	return ""
 }
 
 // accepted takes in a message that was begun in an epoch. Only one that was begun

@@ -18,9 +18,9 @@ func exampleRecord() Record {
 				Pace:  &LearnedPace{Rate: 2.5, Target: 3, Bad: 4, Buckets: []uint32{1, 2}, At: nanos(start) / int64(bucketTime), Since: nanos(start)/int64(bucketTime) - 1},
 				Moves: []Move{{start, "connections", "4", "3", `421 "too many" <ü>`}},
 			},
-			{Site: "other.example", Last: nanos(start), Limit: 4, Until: nanos(start.Add(time.Hour)), Why: "spam"},
+			{Site: "other.example", Last: nanos(start), Limit: 4, Until: nanos(start.Add(time.Hour)), Why: "spam", Said: &Said{start, Blocked, "421 spam"}},
 		},
-		Blocks: []BlockState{{"google", "us", start.Add(time.Hour), "421 <you> are blocked"}},
+		Blocks: []BlockState{{"google", "us", start, start.Add(time.Hour), "421 <you> are blocked"}},
 		Used:   []Used{{"us", "provider google", Date(start), 17}},
 		Held: []Held{
 			{Key: Key{Site, "mx.example"}, Suspended: true, Since: start, Why: "they asked, by joe"},
