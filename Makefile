@@ -26,7 +26,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOFUMPT     = mvdan.cc/gofumpt@v0.12.0
 
 # Debian packages of the real programs that the tests talk to.
-DEPS = openssl gcc libc6-dev mailfront ucspi-tcp swaks daemontools e2fsprogs xfsprogs python3 libnet-ssleay-perl msmtp mutt s-nail curl dovecot-core opendkim python3-dkim python3-nacl libmail-dkim-perl clamav-daemon clamav-testfiles clamav-milter python3-milter spamd rspamd python3-grpcio python3-protobuf
+DEPS = openssl gcc libc6-dev mailfront ucspi-tcp swaks daemontools e2fsprogs xfsprogs python3 libnet-ssleay-perl msmtp mutt s-nail curl dovecot-core opendkim python3-dkim python3-nacl libmail-dkim-perl clamav-daemon clamav-testfiles clamav-milter python3-milter spamd rspamd python3-grpcio python3-protobuf nftables iproute2
 # Of Debian's postfix only smtp-sink is wanted and no mail server, so it is
 # unpacked here and not installed.
 POSTFIX = bin/debian/postfix
@@ -77,8 +77,8 @@ deps-sink:
 
 # The race detector makes everything ten times as slow, so with it (and -short)
 # the tests below are made in part. Without it they are made whole.
-WHOLE = TestStore|TestQueueRandom|TestQueueCrash|TestDamagedTables|TestEvasions|TestOrdinaryMail|TestOddHeads|TestHostileArchives|TestLeaks|TestNothingLeaks|TestCallsThatFail
-WHOLE_OF = ./queue/queuetest ./queue/store/pebble ./filters/execban ./plugins/host ./plugins/milter ./plugins/qfilter ./plugins/spp
+WHOLE = TestStore|TestQueueRandom|TestQueueCrash|TestDamagedTables|TestEvasions|TestOrdinaryMail|TestOddHeads|TestHostileArchives|TestLeaks|TestNothingLeaks|TestCallsThatFail|TestFaultMatrix|TestWhatServersSay
+WHOLE_OF = ./queue/queuetest ./queue/store/pebble ./filters/execban ./plugins/host ./plugins/milter ./plugins/qfilter ./plugins/spp ./queue ./queue/egress/smtp
 
 test: deps build
 	$(GO) vet ./...
