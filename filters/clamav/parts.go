@@ -9,7 +9,7 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/postern-mta/postern/pipeline/message"
+	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/mime"
 	"github.com/postern-mta/postern/pipeline/reply"
 	"github.com/postern-mta/postern/pipeline/worker"
@@ -76,7 +76,7 @@ func Jobs() map[string]worker.Job {
 
 // layOpen finds the contents of a message that are to be scanned by themselves.
 func (r *request) layOpen(ctx context.Context, body io.ReaderAt, size int64, scratch *worker.Scratch) (*answer, error) {
-	m, err := mime.Read(ctx, body, size, mime.Options{Spool: &spool{scratch: scratch}})
+	m, err := mime.Read(ctx, body, size, mime.Options{Spool: pipeline.ScratchSpool(scratch)})
 	if errors.Is(err, worker.ErrScratch) {
 		return &answer{excess: "more decoded messages inside than there is space for"}, nil
 	}
@@ -299,35 +299,3 @@ func number(b []byte) (uint64, []byte, error) {
 	}
 	return n, b[size:], nil
 }
-
-// spool keeps in the worker's temporary space what mime has to decode twice.
-type spool struct {
-	scratch *worker.Scratch
-	files   []*worker.Temp
-}
-
-// Create makes a file in the temporary space.
-func (s *spool) Create() (string, message.File, error) {
-	t := s.scratch.Temp()
-	s.files = append(s.files, t)
-	return fmt.Sprint(len(s.files) - 1), t, nil
-}
-
-// shared is a file that is read a second time.
-type shared struct{ *worker.Temp }
-
-// Close does nothing: the file is another's.
-func (shared) Close() error { return nil }
-
-// Open is the file itself.
-func (s *spool) Open(name string) (message.File, error) {
-	for i, t := range s.files {
-		if fmt.Sprint(i) == name {
-			return shared{t}, nil
-		}
-	}
-	return nil, fmt.Errorf("there is no file %s", name)
-}
-
-// Remove does nothing: the space goes when the file is closed.
-func (*spool) Remove(string) error { return nil }

@@ -9,12 +9,12 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/postern-mta/postern/filters/execban/content"
+	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/mime"
 	"github.com/postern-mta/postern/pipeline/reply"
 	"github.com/postern-mta/postern/pipeline/worker"
@@ -22,24 +22,7 @@ import (
 
 // Jobs are what the filter needs done in a worker, for worker.Main.
 func Jobs() map[string]worker.Job {
-	var last struct {
-		sync.Mutex
-		args   []byte
-		orders *orders
-	}
-	// The requests of one filter are all alike: a worker reads one once.
-	ordersOf := func(args []byte) (*orders, error) {
-		last.Lock()
-		defer last.Unlock()
-		if last.orders != nil && bytes.Equal(args, last.args) {
-			return last.orders, nil
-		}
-		r, err := parseRequest(args)
-		if err == nil {
-			last.args, last.orders = bytes.Clone(args), r
-		}
-		return r, err
-	}
+	ordersOf := worker.Alike(parseRequest)
 	return map[string]worker.Job{Name: func(ctx context.Context, args []byte, body io.ReaderAt, size int64, scratch *worker.Scratch) ([]byte, error) {
 		r, err := ordersOf(args)
 		if err != nil {
@@ -125,7 +108,7 @@ func (r *orders) scan(ctx context.Context, body io.ReaderAt, size int64, scratch
 
 // message looks at a message, or at one that lies in an archive.
 func (s *scanner) message(body io.ReaderAt, size int64, at place) error {
-	m, err := mime.Read(s.ctx, body, size, mime.Options{Limits: mime.Limits{Parts: s.Parts}, Spool: &spool{scratch: s.scratch}})
+	m, err := mime.Read(s.ctx, body, size, mime.Options{Limits: mime.Limits{Parts: s.Parts}, Spool: pipeline.ScratchSpool(s.scratch)})
 	if err != nil {
 		return s.scratchUsedUp(at, err)
 	}

@@ -10,7 +10,6 @@ import (
 
 	"github.com/postern-mta/postern/filters/execban/archive"
 	"github.com/postern-mta/postern/filters/execban/content"
-	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/mime"
 	"github.com/postern-mta/postern/pipeline/worker"
 )
@@ -207,43 +206,4 @@ func (s *scanner) inner(m archive.Member, at place, names []string) error {
 	}
 	at.depth++
 	return s.message(m.Content, m.Size, at)
-}
-
-// spool keeps in the worker's temporary space what mime has to decode twice.
-type spool struct {
-	scratch *worker.Scratch
-	files   map[string]*worker.Temp
-	made    int
-}
-
-// Create makes a file in the temporary space.
-func (s *spool) Create() (string, message.File, error) {
-	s.made++
-	name, t := fmt.Sprint(s.made), s.scratch.Temp()
-	if s.files == nil {
-		s.files = map[string]*worker.Temp{}
-	}
-	s.files[name] = t
-	return name, t, nil
-}
-
-// shared is a file that is read a second time.
-type shared struct{ *worker.Temp }
-
-// Close does nothing: the file is another's.
-func (shared) Close() error { return nil }
-
-// Open is the file itself.
-func (s *spool) Open(name string) (message.File, error) {
-	t := s.files[name]
-	if t == nil {
-		return nil, fmt.Errorf("there is no file %s", name)
-	}
-	return shared{t}, nil
-}
-
-// Remove forgets a file.
-func (s *spool) Remove(name string) error {
-	delete(s.files, name)
-	return nil
 }

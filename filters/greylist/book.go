@@ -123,38 +123,9 @@ func entryOf(raw state.Entry) (e Entry, ok bool) {
 
 // Forget removes what a selection selects, and says how much that was.
 func Forget(ctx context.Context, b Book, s Selection) (n int, err error) {
-	const most = 10_000 // are remembered of a scan at a time
-	for {
-		var keys []string
-		if err := List(ctx, b, s, func(e Entry) bool {
-			keys = append(keys, e.key)
-			return len(keys) < most
-		}); err != nil {
-			return n, err
-		}
-		if err := remove(ctx, b, keys); err != nil {
-			return n, err
-		}
-		n += len(keys)
-		if len(keys) < most {
-			return n, nil
-		}
-	}
-}
-
-// remove deletes keys, all at once where that can be.
-func remove(ctx context.Context, b Book, keys []string) error {
-	if all, ok := b.(interface {
-		DeleteAll(ctx context.Context, keys []string) error
-	}); ok {
-		return all.DeleteAll(ctx, keys)
-	}
-	for _, key := range keys {
-		if err := b.Delete(ctx, key); err != nil {
-			return err
-		}
-	}
-	return nil
+	return state.Forget(ctx, b, func(each func(key string) bool) error {
+		return List(ctx, b, s, func(e Entry) bool { return each(e.key) })
+	})
 }
 
 // Allow has all mail of a client pass, for a time: a network as the filter cuts

@@ -10,8 +10,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 
+	"github.com/postern-mta/postern/pipeline"
 	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/mime"
 	"github.com/postern-mta/postern/pipeline/reply"
@@ -89,25 +89,7 @@ func parseRequest(b []byte) (*orders, error) {
 
 // Jobs are what the filter needs done in a worker, for worker.Main.
 func Jobs() map[string]worker.Job {
-	var last struct {
-		sync.Mutex
-		args   []byte
-		orders *orders
-	}
-	// The requests of one filter are alike until its file changes: a worker reads
-	// one once.
-	ordersOf := func(args []byte) (*orders, error) {
-		last.Lock()
-		defer last.Unlock()
-		if last.orders != nil && stdbytes.Equal(args, last.args) {
-			return last.orders, nil
-		}
-		o, err := parseRequest(args)
-		if err == nil {
-			last.args, last.orders = stdbytes.Clone(args), o
-		}
-		return o, err
-	}
+	ordersOf := worker.Alike(parseRequest)
 	return map[string]worker.Job{Name: func(ctx context.Context, args []byte, body io.ReaderAt, size int64, scratch *worker.Scratch) ([]byte, error) {
 		o, err := ordersOf(args)
 		if err != nil {
@@ -135,7 +117,7 @@ func (o *orders) scan(ctx context.Context, body io.ReaderAt, size int64, scratch
 	if !s.wants(inText) && !s.wants(inNames) {
 		size = min(size, maxHead) // nobody looks behind the head
 	}
-	m, err := mime.Read(ctx, body, size, mime.Options{Spool: &spool{scratch: scratch}})
+	m, err := mime.Read(ctx, body, size, mime.Options{Spool: pipeline.ScratchSpool(scratch)})
 	if err != nil {
 		return nil, err
 	}
@@ -270,35 +252,3 @@ func variants(all ...string) []string {
 	slices.Sort(all)
 	return slices.Compact(all)
 }
-
-// spool keeps in the worker's temporary space what mime has to decode twice.
-type spool struct {
-	scratch *worker.Scratch
-	files   []*worker.Temp
-}
-
-// Create makes a file in the temporary space.
-func (s *spool) Create() (string, message.File, error) {
-	t := s.scratch.Temp()
-	s.files = append(s.files, t)
-	return fmt.Sprint(len(s.files) - 1), t, nil
-}
-
-// shared is a file that is read a second time.
-type shared struct{ *worker.Temp }
-
-// Close does nothing: the file is another's.
-func (shared) Close() error { return nil }
-
-// Open is the file itself.
-func (s *spool) Open(name string) (message.File, error) {
-	for i, t := range s.files {
-		if fmt.Sprint(i) == name {
-			return shared{t}, nil
-		}
-	}
-	return nil, fmt.Errorf("there is no file %s", name)
-}
-
-// Remove does nothing: the space goes when the file is closed.
-func (*spool) Remove(string) error { return nil }
