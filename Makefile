@@ -77,7 +77,7 @@ deps-sink:
 
 # The race detector makes everything ten times as slow, so with it (and -short)
 # the tests below are made in part. Without it they are made whole.
-WHOLE = TestStore|TestQueueRandom|TestQueueCrash|TestDamagedTables|TestEvasions|TestOrdinaryMail|TestOddHeads|TestHostileArchives|TestLeaks|TestNothingLeaks|TestCallsThatFail|TestFaultMatrix|TestWhatServersSay
+WHOLE = TestStore|TestQueueRandom|TestQueueCrash|TestDamagedTables|TestEvasions|TestOrdinaryMail|TestOddHeads|TestHostileArchives|TestMemoryIsFlat|TestLeaks|TestNothingLeaks|TestCallsThatFail
 WHOLE_OF = ./queue/queuetest ./queue/store/pebble ./filters/execban ./plugins/host ./plugins/milter ./plugins/qfilter ./plugins/spp ./queue ./queue/egress/smtp
 
 test: deps build

@@ -162,7 +162,7 @@ type tally struct{ messages, content, name, unscannable int }
 
 // sampled is how many of the messages that a test makes it judges under the race
 // detector: one in so many. Without it, all are judged.
-const sampled = 5
+const sampled = 10
 
 // TestEvasions hides files in all these ways, and lets none through.
 func TestEvasions(t *testing.T) {

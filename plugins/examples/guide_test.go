@@ -70,7 +70,7 @@ func TestGuide(t *testing.T) {
 		t.Fatal(err)
 	}
 	bin := t.TempDir()
-	if out, err := exec.Command("go", "build", "-o", filepath.Join(bin, "postern"), "../../cmd/postern").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-ldflags", "-s -w", "-o", filepath.Join(bin, "postern"), "../../cmd/postern").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	blocks := blocksOf(string(text))
