@@ -67,6 +67,7 @@ type daemon struct {
 
 	mu         sync.Mutex // guards what follows, and serialises reloads
 	config     *config.Config
+	first      *config.Config // that of the start
 	generation uint64
 	entrances  map[string]*entrance // by place
 }
@@ -182,8 +183,10 @@ func (d *daemon) use(c *config.Config) error {
 		d.log.Warn("closing the filters of the last configuration", "error", err)
 	}
 	d.settlePlugins(true)
-	if d.config != nil && c.Log.Format != d.config.Log.Format {
-		d.log.Warn("log.format changes when the daemon is started again")
+	if d.first == nil {
+		d.first = c
+	} else if later := laterSettings(d.first, c); len(later) > 0 {
+		d.log.Warn("the configuration is in force, but for settings that count when the daemon is started again", "settings", later)
 	}
 	d.config = c
 	d.current.Store(c)

@@ -262,7 +262,7 @@ func (d *daemon) equipShim(c *config.Config, l *config.Listen, listener socket, 
 	case l.Next == config.NextDiscard:
 		o.Sink = discard{}
 	case l.Straight() != nil:
-		if o.Sink, err = d.newStraight(c, l); err != nil {
+		if o.Sink, err = d.newStraight(l); err != nil {
 			return err
 		}
 	case l.Next == config.NextQueue:

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"log/slog"
 	"net/netip"
 	"strings"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/postern-mta/postern/cmd/postern/config"
 	"github.com/postern-mta/postern/pipeline/message"
+	wire "github.com/postern-mta/postern/pipeline/smtp"
 	"github.com/postern-mta/postern/queue/egress/qmtp"
 	"github.com/postern-mta/postern/queue/egress/smtp"
 )
@@ -16,7 +18,7 @@ import (
 // that of the configuration in force when its mail goes.
 func outbound(first *config.Config, current func() *config.Config, resolver smtp.Resolver, log *slog.Logger) smtp.Options {
 	o := smtp.Options{
-		Resolver: resolver, Hello: first.Hostname, Log: log,
+		Resolver: resolver, Log: log, MaxIdle: keptFor(first),
 		Routes: func(domain string) []smtp.Hop {
 			r, _ := current().RouteOf(domain)
 			return r.Hops
@@ -28,15 +30,35 @@ func outbound(first *config.Config, current func() *config.Config, resolver smtp
 		Login: func(domain, _ string) *smtp.Credentials { return loginFor(current(), domain) },
 		// Mail that would be sent to ourselves would come back here. Addresses are not
 		// compared, because another server may listen on one of this host's.
-		Self:           func(host string, _ netip.Addr) bool { return strings.EqualFold(host, current().Hostname) },
-		RefuseEightBit: first.Outbound.EightBit == "refuse",
-		Chunking:       first.Outbound.Chunking, Idle: first.Outbound.Keep, MaxIdle: keptFor(first), MaxMessages: first.Outbound.Messages,
-		Connections: func(string) int { return first.Queue.Domain },
+		Self:        func(host string, _ netip.Addr) bool { return strings.EqualFold(host, current().Hostname) },
+		Connections: func(string) int { return current().Queue.Domain },
 	}
-	if o.Idle == 0 {
+	manners(&o, first)
+	return o
+}
+
+// tlsField is the name of the field for outbound.tls_header.
+const tlsField = "X-Postern-TLS"
+
+// leastDot is the least wait for the answer to a whole message: shorter ones make
+// duplicates (RFC 5321 §4.5.3.2.6).
+const leastDot = 10 * time.Minute
+
+// manners sets those options of an exit that change with the configuration
+// (smtp.Exit.Configure).
+func manners(o *smtp.Options, c *config.Config) {
+	out := &c.Outbound
+	o.Hello, o.RefuseEightBit, o.Chunking = cmp.Or(out.Hello, c.Hostname), out.EightBit == "refuse", out.Chunking
+	o.MaxMessages, o.ConnectTimeout = out.Messages, out.Connect
+	if o.Idle = out.Keep; o.Idle == 0 {
 		o.Idle = -1 * time.Second
 	}
-	return o
+	if t := out.Timeout; t > 0 {
+		o.Timeouts = wire.Timeouts{Greeting: t, Hello: t, Mail: t, Rcpt: t, Login: t, Data: t, Write: t, Dot: max(t, leastDot)}
+	}
+	if out.TLSTrace {
+		o.TLSField = tlsField
+	}
 }
 
 // tlsPolicy is how connections for a domain are protected.

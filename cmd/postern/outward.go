@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -24,11 +25,15 @@ type outward struct {
 	config atomic.Pointer[config.Config]
 	exit   *smtp.Exit
 	limits *limits
+	log    *slog.Logger
 	closed sync.Once
+
+	mu       sync.Mutex
+	straight map[string]*smtp.Exit // to the servers that are the next of entrances, by their hops
 }
 
 func newOutward(c *config.Config, resolver smtp.Resolver, log *slog.Logger) (*outward, error) {
-	w := &outward{}
+	w := &outward{log: log}
 	w.config.Store(c)
 	var err error
 	if w.limits, err = newLimits(w.config.Load, resolver); err != nil {
@@ -50,7 +55,38 @@ func (w *outward) start() { w.limits.start() }
 // use has a configuration in force.
 func (w *outward) use(c *config.Config) {
 	w.config.Store(c)
+	var o smtp.Options
+	manners(&o, c)
+	w.exit.Configure(o)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, x := range w.straight {
+		x.Configure(o)
+	}
 	w.limits.reloaded()
+}
+
+// straightTo is the exit to the servers that are the next of an entrance. Neighbours
+// have no limits, and who may log in there is not of the domains' business.
+func (w *outward) straightTo(hops []smtp.Hop, resolver smtp.Resolver) (*smtp.Exit, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	name := fmt.Sprint(hops)
+	if x := w.straight[name]; x != nil {
+		return x, nil
+	}
+	o := outbound(w.config.Load(), w.config.Load, resolver, w.log)
+	o.Routes = func(string) []smtp.Hop { return hops }
+	o.Login = nil
+	x, err := smtp.New(o)
+	if err != nil {
+		return nil, err
+	}
+	if w.straight == nil {
+		w.straight = map[string]*smtp.Exit{}
+	}
+	w.straight[name] = x
+	return x, nil
 }
 
 // routeOf is a domain's route.
@@ -66,6 +102,11 @@ func (w *outward) close(ctx context.Context) {
 	w.closed.Do(func() {
 		w.limits.close()
 		w.exit.Close(ctx)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for _, x := range w.straight {
+			x.Close(ctx)
+		}
 	})
 }
 

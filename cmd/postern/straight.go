@@ -37,12 +37,9 @@ type straight struct {
 }
 
 // newStraight makes the sink of an entrance.
-func (d *daemon) newStraight(c *config.Config, l *config.Listen) (pipeline.Sink, error) {
+func (d *daemon) newStraight(l *config.Listen) (pipeline.Sink, error) {
 	hops := l.Straight()
-	o := outbound(c, d.current.Load, d.resolver, d.log)
-	o.Routes = func(string) []smtp.Hop { return hops }
-	o.Login = nil
-	exit, err := smtp.New(o)
+	exit, err := d.outward.straightTo(hops, d.resolver)
 	if err != nil {
 		return nil, err
 	}

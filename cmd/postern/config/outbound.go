@@ -10,11 +10,16 @@ import (
 	"strings"
 	"time"
 
+	"github.com/postern-mta/postern/pipeline/smtp"
 	"github.com/postern-mta/postern/rules"
 )
 
 // Outbound is the table [outbound]: how mail leaves over the network.
 type Outbound struct {
+	Hello    string        `toml:"hello" doc:"the name given in EHLO, where the source that mail leaves from has none of its own; it should be the one that the DNS has for our address" unset:"control/helohost, else hostname"`
+	Connect  time.Duration `toml:"connect_timeout" doc:"for how long a connection may take to come about, to each address" unset:"control/timeoutconnect, else 30s"`
+	Timeout  time.Duration `toml:"timeout" doc:"for how long a server may take for each answer; the one to the whole message has ten minutes at least, because shorter waits make duplicates" unset:"control/timeoutremote, else those of RFC 5321 §4.5.3.2"`
+	TLSTrace bool          `toml:"tls_header" doc:"put a field X-Postern-TLS on top of what leaves by SMTP or LMTP, which says how its connection is protected: version, cipher, whether the certificate was verified, the level that was asked for, and between whom; it is never signed, because it comes to be after the last filter. The log has all of it without this"`
 	EightBit string        `toml:"eight_bit" oneof:"convert|send|refuse" doc:"what becomes of a message with bytes above 127 where the server takes 7 bits only (no 8BITMIME): convert encodes its parts before we sign it (DKIM signatures of others do not outlive that), and sends what cannot be encoded, such as parts with a signature of their own, as it is; send sends all as it is; refuse encodes, and gives up what cannot be (5.6.3)"`
 	Chunking bool          `toml:"chunking" doc:"send messages in chunks (BDAT) to servers that offer it"`
 	Keep     time.Duration `toml:"keep" doc:"for how long a connection is kept for the next message to the same server; 0 closes it at once"`
@@ -67,6 +72,7 @@ func (c *Config) TLSOf(domain string) *TLS {
 var tlsNeeds = map[string]string{"names": "verified", "ca": "verified", "fingerprints": "fingerprint"}
 
 func (l *loader) checkOutbound() {
+	l.checkTalk()
 	l.tls = map[string]*TLS{}
 	for _, name := range sorted(l.TLS) {
 		t, path := l.TLS[name], "tls."+name
@@ -88,6 +94,31 @@ func (l *loader) checkOutbound() {
 		var err error
 		if t.roots, err = readRoots(t.CA); err != nil {
 			l.add(l.at(path+".ca"), "%s.ca: %v", path, err)
+		}
+	}
+}
+
+// checkTalk is about how we speak to servers.
+func (l *loader) checkTalk() {
+	seconds := func(to *time.Duration) func(int) { return func(n int) { *to = time.Duration(n) * time.Second } }
+	l.controlInt("outbound.connect_timeout", "timeoutconnect", seconds(&l.Outbound.Connect))
+	l.controlInt("outbound.timeout", "timeoutremote", seconds(&l.Outbound.Timeout))
+	for _, x := range []struct {
+		key string
+		d   time.Duration
+	}{{"outbound.connect_timeout", l.Outbound.Connect}, {"outbound.timeout", l.Outbound.Timeout}, {"outbound.keep", l.Outbound.Keep}, {"outbound.wait", l.Outbound.Wait}} {
+		if x.d < 0 && !l.bad[x.key] {
+			l.add(l.at(x.key), "%s must not be less than 0", x.key)
+		}
+	}
+	at := l.at("outbound.hello")
+	if line, ok := l.Files.First("helohost"); ok && !l.written("outbound.hello") {
+		l.Outbound.Hello, at = line.Text, l.Files.at("helohost", line.No)
+		l.from["outbound.hello"] = l.where(at)
+	}
+	if h := l.Outbound.Hello; h != "" && !validHost(h) && !l.bad["outbound.hello"] {
+		if _, ok := smtp.Literal(h); !ok {
+			l.add(at, "%s is no host name, and no address in brackets", show(h))
 		}
 	}
 }

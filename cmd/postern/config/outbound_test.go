@@ -1,11 +1,13 @@
 package config
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestTLSOf(t *testing.T) {
@@ -126,5 +128,45 @@ func TestSmtproutesWithLogins(t *testing.T) {
 	all := strings.Join(warned, "\n")
 	if !strings.Contains(all, "smtproutes:3: names no user and password") || !strings.Contains(all, "smtproutes:5: has more than") || strings.Contains(all, "secret") {
 		t.Error(all)
+	}
+}
+
+// TestOutboundTalk: how we speak to servers, from the file or qmail's.
+func TestOutboundTalk(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{"helohost": "out.example.org\n", "timeoutconnect": "60\n", "timeoutremote": "1200\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	parse := func(text string) (*Config, error) {
+		var m makes
+		return Parse("postern.toml", []byte(fmt.Sprintf("hostname = \"mx.example.org\"\ncontrol = %q\n[listen.queue]\nnext = \"discard\"\n", dir)+text), m.options())
+	}
+	c, err := parse("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o := c.Outbound; o.Hello != "out.example.org" || o.Connect != time.Minute || o.Timeout != 20*time.Minute {
+		t.Errorf("%+v", o)
+	}
+	if c, err = parse("[outbound]\nhello = \"[192.0.2.1]\"\nconnect_timeout = \"5s\"\ntimeout = \"1m\"\n"); err != nil {
+		t.Fatal(err)
+	}
+	if o := c.Outbound; o.Hello != "[192.0.2.1]" || o.Connect != 5*time.Second || o.Timeout != time.Minute {
+		t.Errorf("%+v", o)
+	}
+	for text, want := range map[string]string{
+		"hello = \"two words\"":       "postern.toml:6",
+		"wait = \"-1s\"":              "outbound.wait",
+		"connect_timeout = \"-1s\"":   "outbound.connect_timeout",
+		"timeout = \"soon\"":          "outbound.timeout",
+		"hello = \"[no.address]\"":    "no host name",
+		"tls_header = \"sometimes\"":  "tls_header",
+		"connect_timeouts = \"3s\"\n": "connect_timeout",
+	} {
+		if _, err := parse("[outbound]\n" + text); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", text, err)
+		}
 	}
 }

@@ -72,7 +72,7 @@ type Settings struct {
 	// Route has the server for a domain, .suffix, or "" for all.
 	Route map[string]RouteTo `toml:"route" doc:"servers for domains, in place of their MX: example.org, .example.org for all below it, or an empty name for every other, and where to (see to), a list of that, or a table with the keys below; an empty text means the MX" unset:"control/smtproutes"`
 	// Outbound and TLS are about connections to other servers.
-	Outbound Outbound        `toml:"outbound" doc:"how mail leaves over the network; it counts from the next start"`
+	Outbound Outbound        `toml:"outbound" doc:"how mail leaves over the network"`
 	TLS      map[string]*TLS `toml:"tls" keys:"names" doc:"how connections to other servers are protected: [tls.default] for all, and tables for some domains" unset:"opportunistic for all"`
 	// Site, Provider, Address and Source are limits of what is sent, and Source is
 	// where it leaves from.
