@@ -60,9 +60,11 @@ type Control struct {
 
 	failures int
 	slept    time.Duration
-	// since and until are of a suspension, why the reason.
+	// since and until are of a suspension, why the reason. asleep is set while that is
+	// only that the site could not be reached.
 	since, until time.Time
 	why          string
+	asleep       bool
 	said         Said
 
 	// shut is a connection that came to nothing while others to the same address
@@ -80,7 +82,8 @@ type Control struct {
 type conn struct {
 	epoch    uint32
 	accepted bool
-	// message is the pace's epoch in which the message under way was begun.
+	// message is the pace's epoch in which the message under way was begun, or the
+	// connection before it had any.
 	message uint32
 	// greeting is its number among those that were accepted, 0 before.
 	greeting uint64
@@ -133,7 +136,7 @@ func (c *Control) connections(now time.Time, most int) int {
 func (c *Control) opened(now time.Time) conn {
 	c.open++
 	c.last = now
-	return conn{epoch: c.epoch}
+	return conn{epoch: c.epoch, message: c.pace.epoch}
 }
 
 // greeted notes that the server has taken a connection.
@@ -148,7 +151,7 @@ func (c *Control) greeted(now time.Time, k *conn) {
 	if c.accepted > c.known() {
 		k.beyond = c.epoch + 1
 	}
-	c.failures, c.slept = 0, 0
+	c.reached(now)
 	c.peak = max(c.peak, c.accepted)
 	if k.epoch < c.cut && c.accepted > c.limit && c.accepted < c.before {
 		// It was under way when the limit was cut: what worked was more.
@@ -252,6 +255,17 @@ func (c *Control) unreachable(now time.Time, why string) {
 	}
 	c.slept = min(lastSleep, max(firstSleep, 2*c.slept))
 	c.sleep(now, c.slept, "cannot be reached: "+why)
+	c.asleep = true
+}
+
+// reached notes that the site can be reached.
+func (c *Control) reached(now time.Time) {
+	c.failures, c.slept = 0, 0
+	if c.asleep && now.Before(c.until) {
+		c.moved(now, "suspended", c.until.Sub(now).Round(time.Second).String(), "", "it can be reached")
+		c.resume()
+	}
+	c.asleep = false
 }
 
 // closedUnheard notes a connection that came to nothing at an address where others
@@ -273,10 +287,7 @@ func (c *Control) heard(now time.Time, k *conn, address string) {
 	if k.greeting == 0 || k.greeting > s.before {
 		return
 	}
-	if c.failures >= failuresToSleep {
-		c.resume()
-	}
-	c.failures, c.slept = 0, 0
+	c.reached(now)
 	c.tooMany(now, &s.conn, "closed without a word, while others worked: "+s.why)
 }
 
@@ -288,13 +299,13 @@ func (c *Control) sleep(now time.Time, d time.Duration, why string) {
 		if !now.Before(c.until) {
 			c.since = now
 		}
-		c.until, c.why = until, clipped(why, maxWhy)
+		c.until, c.why, c.asleep = until, clipped(why, maxWhy), false
 	}
 }
 
 // resume ends a suspension.
 func (c *Control) resume() {
-	c.since, c.until, c.why, c.failures, c.slept = time.Time{}, time.Time{}, "", 0, 0
+	c.since, c.until, c.why, c.failures, c.slept, c.asleep = time.Time{}, time.Time{}, "", 0, 0, false
 }
 
 // refusal is what a suspension says.

@@ -278,6 +278,9 @@ func (g *Gate) controlAdmits(now time.Time, p Path, c *Control) *Refusal {
 	if no := g.blocksPath(now, p); no != nil {
 		return no
 	}
+	if no := c.pace.rests(now); !no.IsZero() {
+		return &Refusal{Key: key, What: "messages", Limit: c.pace.String() + "/s", Until: no}
+	}
 	allowed := c.connections(now, most(g.bounds(now, Key{Site, p.Site}).Connections))
 	if c.failures >= failuresToSleep {
 		allowed = 1 // one tries whether it is back
@@ -481,7 +484,9 @@ func (t *Ticket) Greeted(now time.Time) {
 		t.greeted = true
 		t.g.counter(t.at[0]).greeted++
 	}
+	slept := t.control.asleep
 	t.control.greeted(now, &t.conn)
+	t.awake(slept)
 }
 
 // Unreachable says that no connection was to be had, or that it broke before the
@@ -502,11 +507,20 @@ func (t *Ticket) Taken(now time.Time) {
 	defer t.g.unlock()
 	c := t.control
 	if len(t.at) > 0 {
+		slept := c.asleep
 		c.heard(now, &t.conn, t.at[0].Name)
+		t.awake(slept)
 	}
 	was := c.limit
 	c.succeeded(now, &t.conn, most(t.g.bounds(now, Key{Site, t.path.Site}).Connections))
 	t.g.free(Key{Adapted, t.path.adapted()}, c.limit-was)
+}
+
+// awake has a site ask again that slept until now. The Gate is locked.
+func (t *Ticket) awake(slept bool) {
+	if slept && !t.control.asleep {
+		t.g.woken = append(t.g.woken, t.path.Site)
+	}
 }
 
 // Said takes in an answer that was no success, and says what it means.
@@ -525,10 +539,6 @@ func (t *Ticket) Said(now time.Time, a Answer) Meaning {
 	case Count:
 		c.tooMany(now, &t.conn, why)
 	case Speed:
-		if a.Early {
-			// Nothing was begun: what was refused is the next message.
-			t.conn.message = c.pace.epoch
-		}
 		c.tooFast(now, &t.conn, why)
 	case Blocked:
 		t.g.blocked(now, t.path, c, m.Pause, why)

@@ -226,6 +226,15 @@ func (p *pace) climb(now time.Time) {
 // used reports whether what was accepted lately is near the rate.
 func (p *pace) used(now time.Time) bool { return p.meter.rate(now) >= 0.7*p.rate }
 
+// rests is until when nothing is begun after a refusal, so that no connection is worth
+// opening; zero if there is no rest.
+func (p *pace) rests(now time.Time) time.Time {
+	if p.resting && now.Before(p.next) {
+		return p.next
+	}
+	return time.Time{}
+}
+
 // begin admits a message, or says when to come again.
 func (p *pace) begin(now time.Time) (epoch uint32, until time.Time, ok bool) {
 	p.climb(now)

@@ -144,3 +144,73 @@ func TestParallelFailuresSleepOnce(t *testing.T) {
 		now = now.Add(pause)
 	}
 }
+
+// TestParallelRefusalsAtTheGreeting: of many connections that are refused because they
+// come too fast the first says all; none is opened before the rest is over.
+func TestParallelRefusalsAtTheGreeting(t *testing.T) {
+	classes, err := ShippedClasses()
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := New(Options{Classes: classes})
+	p := Path{Site: "x"}
+	no := Answer{Code: 421, Enhanced: "4.7.0", Text: "Connection rate limit exceeded.", Early: true}
+	now := start
+	for _, rest := range []time.Duration{firstRest, 2 * firstRest, 4 * firstRest} {
+		var all []*Ticket
+		for k, no := g.Open(now, p); no == nil; k, no = g.Open(now, p) {
+			all = append(all, k)
+		}
+		if len(all) < 2 {
+			t.Fatalf("%d were opened", len(all))
+		}
+		for _, k := range all {
+			k.Said(now, no)
+			k.Close(now)
+		}
+		_, no := g.Open(now, p)
+		if no == nil || no.Until.Sub(now) != rest {
+			t.Fatalf("%+v, and a rest of %v is due", no, rest)
+		}
+		now = no.Until
+	}
+	if moves := g.Explain(now, p).Control.Moves; len(moves) != 1 {
+		t.Errorf("%+v", moves)
+	}
+}
+
+// TestReachedAfterAll: connections that fail at once while another is on its way do
+// not keep what comes after that one waiting; a block that was announced does.
+func TestReachedAfterAll(t *testing.T) {
+	classes, err := ShippedClasses()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, blocked := range []bool{false, true} {
+		woken := 0
+		g := New(Options{Classes: classes, Wake: func(string) { woken++ }})
+		p := Path{Site: "x"}
+		var all []*Ticket
+		for range firstConnections {
+			k, no := g.Open(start, p)
+			if no != nil {
+				t.Fatal(no)
+			}
+			all = append(all, k)
+		}
+		for _, k := range all[1:] {
+			k.Unreachable(start, "connection reset")
+			k.Close(start)
+		}
+		if blocked {
+			all[0].Said(start, Answer{Code: 421, Enhanced: "4.7.0", Text: "[TSS04] Messages temporarily deferred"})
+		}
+		if s := g.Explain(start, p).Control; s.Until.IsZero() {
+			t.Fatalf("%+v", s)
+		}
+		all[0].Greeted(start)
+		if s := g.Explain(start, p).Control; s.Until.IsZero() == blocked || s.Failures != 0 || (woken == 0) != blocked {
+			t.Errorf("blocked %v: %+v, woken %d times", blocked, s, woken)
+		}
+	}
+}
