@@ -296,10 +296,12 @@ func (c *Client) Hello(ctx context.Context) (Reply, error) {
 	}
 	if rep.Code/100 == 5 && !c.o.LMTP {
 		c.caps = Capabilities{}
-		if rep, err = c.ask(Hello, c.o.Timeouts.Hello, "HELO "+c.o.Hello); err != nil {
-			return Reply{}, err
+		again, err := c.ask(Hello, c.o.Timeouts.Hello, "HELO "+c.o.Hello)
+		if err != nil {
+			err.Reply = rep // which was its last word
+			return rep, err
 		}
-		if rep.Code == 250 {
+		if rep = again; rep.Code == 250 {
 			c.ready = true
 			return rep, nil
 		}

@@ -181,6 +181,13 @@ func (t *transaction) run() error {
 		commands = t.pipelined
 	}
 	data, err := commands()
+	if err != nil && t.out.Mail.Code >= 400 { // that was its last word
+		c.broken = true
+		return &Error{Phase: MailFrom, Reply: t.out.Mail, Err: err}
+	}
+	if err == nil && data.Code != 354 {
+		err = t.inTurn()
+	}
 	if err != nil {
 		return err
 	}
@@ -197,6 +204,24 @@ func (t *transaction) run() error {
 		return t.abandon(Data, data, Reply{})
 	}
 	return t.send()
+}
+
+// inTurn makes sure that no answer is left over: if one is, nobody knows which
+// recipients the others were for. A goodbye is none.
+func (t *transaction) inTurn() error {
+	c := t.c
+	if c.broken || c.r.Buffered() == 0 {
+		return nil
+	}
+	rep, failed := c.reply(Data, c.o.Timeouts.Data)
+	if failed == nil && rep.Code == 421 {
+		return nil
+	}
+	clear(t.out.Recipients)
+	if failed == nil {
+		failed = c.fail(Data, Reply{}, errors.New("the server talks out of turn: it gave more answers than there were commands"))
+	}
+	return failed
 }
 
 // abandon ends a transaction that comes to nothing. If the server waits for a
