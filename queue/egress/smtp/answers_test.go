@@ -51,6 +51,8 @@ func TestMixedAnswers(t *testing.T) {
 		{"lost behind the dot", "yes no gray yes2", []smtptest.Step{no, gray, {At: smtptest.Dot, End: smtptest.Close, Times: 1}}, "perhaps 550 450 perhaps", true},
 		{"lost among them", "no yes", []smtptest.Step{no, {At: smtptest.Rcpt, Match: "yes@d.test", End: smtptest.Abort, Times: 1}}, "550 451", true},
 		{"421 among them", "yes no bye gray", []smtptest.Step{no, {At: smtptest.Rcpt, Match: "bye@d.test", Reply: "421 4.3.2 down", Times: 1}}, "421 550 421 421", true},
+		{"more than there is room for", "a no b c d", []smtptest.Step{no, once(smtptest.Rcpt, "250 ok"), {At: smtptest.Rcpt, Skip: 1, Times: 1, Reply: "550 5.5.3 too many recipients"}, {At: smtptest.Rcpt, Skip: 1, Times: 1, Reply: "451 4.5.3 too many recipients"}}, "250 550 250 250 250", false},
+		{"room for nobody", "a b", []smtptest.Step{{At: smtptest.Rcpt, Times: 2, Reply: "550 5.5.3 too many recipients"}}, "550 550", false},
 		{"nonsense among them", "yes what no", []smtptest.Step{no, {At: smtptest.Rcpt, Match: "what@d.test", Reply: "354 go ahead"}}, "250 451 550", false},
 	} {
 		for name, offers := range map[string][]string{"": nil, ", lockstep": {"8BITMIME"}} {
@@ -114,6 +116,30 @@ func TestAnswerBeforeTheMessage(t *testing.T) {
 				r := one(t, s.exit, job("d.test", "a@d.test"))
 				if !strings.HasPrefix(r.Reply.SMTP(), c.want) || r.Phase != wire.Data || r.Perhaps {
 					t.Errorf("%+v", r)
+				}
+				if n := len(s.servers[0].Messages()); n > 0 {
+					t.Errorf("the server got %d messages", n)
+				}
+				s.exit.Close(t.Context())
+				s.close()
+			})
+		})
+	}
+}
+
+// TestMoreAnswersThanCommands: nobody is refused by an answer that may be another's.
+func TestMoreAnswersThanCommands(t *testing.T) {
+	for name, steps := range map[string][]smtptest.Step{
+		"to MAIL": {{At: smtptest.Mail, Raw: "250 ok\r\n250 ok\r\n"}, {At: smtptest.Rcpt, Match: "no@d.test", Reply: "550 5.1.1 no such user"}},
+		"to RCPT": {{At: smtptest.Rcpt, Match: "a@d.test", Raw: "250 ok\r\n250 ok\r\n"}, {At: smtptest.Rcpt, Match: "no@d.test", Reply: "550 5.1.1 no such user"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newScene(t, mode{}, trouble{steps: steps}, false)
+				for _, r := range s.exit.Deliver(t.Context(), job("d.test", "a@d.test", "b@d.test", "no@d.test")) {
+					if r.Reply.Class != reply.Temporary || r.Perhaps {
+						t.Errorf("%+v", r)
+					}
 				}
 				if n := len(s.servers[0].Messages()); n > 0 {
 					t.Errorf("the server got %d messages", n)

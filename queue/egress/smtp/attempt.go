@@ -273,7 +273,7 @@ func (s *session) send(ctx context.Context, to []named) (again []named) {
 	for k, n := range to {
 		answer := out.Recipients[k]
 		switch {
-		case answer.Code == 452 && accepted && err == nil:
+		case isFull(answer) && accepted && err == nil:
 			again = append(again, n)
 		case answer.Code != 0 && !out.Accepted(k):
 			s.done(n.i, Result{Reply: answer.Reply(), Remote: true, Said: answer, Phase: wire.RcptTo})
@@ -286,6 +286,12 @@ func (s *session) send(ctx context.Context, to []named) (again []named) {
 		}
 	}
 	return again
+}
+
+// isFull is true of the answer to one recipient too many for a transaction: 452, or
+// whatever says X.5.3 (RFC 5321 §4.5.3.1.10, RFC 3463 §3.6).
+func isFull(answer wire.Reply) bool {
+	return answer.Code == 452 || answer.Code >= 400 && answer.Coded && answer.Enhanced == reply.Enhanced{Subject: 5, Detail: 3}
 }
 
 // worthAgain reports whether a transaction came to nothing in a way that costs

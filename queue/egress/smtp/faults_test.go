@@ -77,6 +77,15 @@ func answer(text string) func(point) *smtptest.Step {
 	}
 }
 
+func answerAndClose(text string) func(point) *smtptest.Step {
+	return func(p point) *smtptest.Step {
+		if p.right == 0 {
+			return nil
+		}
+		return &smtptest.Step{Reply: text, End: smtptest.Close}
+	}
+}
+
 func delayed(by func(p point) time.Duration) func(point) *smtptest.Step {
 	return func(p point) *smtptest.Step {
 		if p.right == 0 {
@@ -100,6 +109,8 @@ func faults() []fault {
 		}},
 		{"4xx", answer("451 4.7.1 later")},
 		{"5xx", answer("554 5.7.1 no")},
+		{"4xx-and-close", answerAndClose("451 4.7.1 later")},
+		{"5xx-and-close", answerAndClose("554 5.7.1 no")},
 		{"wrong-code", raw(func(code int) string {
 			if code == 354 {
 				return "250 2.0.0 ok\r\n"
