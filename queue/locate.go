@@ -94,14 +94,25 @@ func (q *Queue) putBack(b schedule.Batch, t *track, results []Result) bool {
 }
 
 // Admissible says that a site, which Channel.Admit kept from delivering, is worth
-// asking about again, in all lanes.
+// asking about again, in all lanes. It never waits, so that Admit may call it, too: what
+// one site has asked for and has no use for may be for another.
 func (q *Queue) Admissible(site string) {
-	q.mu.Lock()
-	for _, lane := range q.lanes {
-		q.schedule.Unpace(place{site, lane}.key())
-	}
-	q.mu.Unlock()
+	q.calls.Lock()
+	q.called[site] = struct{}{}
+	q.calls.Unlock()
 	q.wake()
+}
+
+// callIn has sites that Admissible was told of ask again; the queue is locked.
+func (q *Queue) callIn() {
+	q.calls.Lock()
+	defer q.calls.Unlock()
+	for site := range q.called {
+		for _, lane := range q.lanes {
+			q.schedule.Unpace(place{site, lane}.key())
+		}
+	}
+	clear(q.called)
 }
 
 // relocate looks where a batch's domain belongs, and sends the batch back if it

@@ -267,3 +267,37 @@ func TestDNSThatNeverSaysTheSame(t *testing.T) {
 		}
 	})
 }
+
+// TestAdmitMayCallOthers has leave for one site, which comes to nothing, call another
+// while it is asked for.
+func TestAdmitMayCallOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r *rig
+		var open atomic.Bool
+		r = newRig(t, func(o *Options) {
+			o.Channels[0].Locate = func(_ context.Context, domain string) (string, error) { return "mx." + domain, nil }
+			o.Channels[0].Admit = func(now time.Time, site, _ string) (Leave, *Wait) {
+				switch {
+				case site == "mx.late.example" && open.Load():
+					return nil, nil
+				case site == "mx.first.example":
+					open.Store(true)
+					r.Admissible("mx.late.example")
+					return nil, &Wait{Until: now.Add(time.Hour)}
+				}
+				return nil, &Wait{}
+			}
+		})
+		defer r.close()
+		r.Start()
+		r.submit("s@here.example", "r@late.example")
+		time.Sleep(time.Second)
+		synctest.Wait()
+		r.submit("s@here.example", "r@first.example")
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if n := len(r.exit.to("r@late.example")); n != 1 {
+			t.Errorf("%d deliveries to the site that was called", n)
+		}
+	})
+}

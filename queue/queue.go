@@ -81,7 +81,7 @@ type Channel struct {
 	// every domain is a site of its own.
 	Locate func(ctx context.Context, domain string) (site string, err error)
 	// Admit asks leave to deliver to a site by a lane; it must be quick and must not
-	// call the queue, which is locked. Nil: always.
+	// call the queue, which is locked, but for Admissible. Nil: always.
 	Admit func(now time.Time, site, lane string) (Leave, *Wait)
 }
 
@@ -169,6 +169,10 @@ type Queue struct {
 	// state is whether the queue has been started, and closed.
 	state state
 
+	// called are the sites that Admissible was told of since the dispatcher looked.
+	calls  sync.Mutex
+	called map[string]struct{}
+
 	kick    chan struct{} // wakes the dispatcher
 	remind  chan struct{} // wakes the settler
 	settles chan struct{} // slots of settle
@@ -200,7 +204,7 @@ func Open(o Options) (*Queue, error) {
 	}
 	q := &Queue{
 		o: o, channels: map[string]Channel{}, many: map[store.ID]tally{}, tracks: map[store.ID]*track{},
-		owing: owing{pending: map[store.ID]struct{}{}}, attempts: map[string]Attempts{}, relocated: map[string]time.Time{},
+		owing: owing{pending: map[store.ID]struct{}{}}, attempts: map[string]Attempts{}, relocated: map[string]time.Time{}, called: map[string]struct{}{},
 		kick: make(chan struct{}, 1), remind: make(chan struct{}, 1), settles: make(chan struct{}, settleSlots),
 	}
 	so := schedule.Options{SiteLimit: o.SiteLimit, Unlocated: unlocated, Route: func(channel, _ string) string {
@@ -398,6 +402,7 @@ func (q *Queue) takeDue() (wait time.Duration, open bool) {
 	if q.state == closed {
 		return 0, false
 	}
+	q.callIn()
 	now := q.o.Now()
 	for {
 		b, ok := q.schedule.Take(now)
