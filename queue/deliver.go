@@ -31,7 +31,7 @@ func (q *Queue) job(b schedule.Batch, t *track, leave Leave) {
 		q.unreadable(b, t, err)
 		return
 	}
-	results, health := q.deliver(b, l, leave)
+	results, health := q.deliver(&b, l, leave)
 	if q.putBack(b, t, results) {
 		return
 	}
@@ -90,24 +90,37 @@ func (q *Queue) land(now time.Time, b schedule.Batch, t *track, h schedule.Healt
 
 // deliver runs the exit. A VERP sender differs for each recipient, who thus
 // gets a transaction of his own (qmail-send.c:senderadd).
-func (q *Queue) deliver(b schedule.Batch, l *loaded, leave Leave) ([]Result, schedule.Health) {
-	c, ok := q.channels[b.Channel]
-	if !ok {
-		q.o.Log.Error("no such channel: mail for it waits", "channel", b.Channel, "id", store.ID(b.ID).String())
-		return same(len(b.Recipients), Result{Reply: reply.BadConfig}), schedule.Unchanged
+//
+// Here and below, what is rare has functions of its own: a delivery waits in these
+// for as long as the server likes, thousands of them at a time, and each has all
+// their frames on its stack.
+func (q *Queue) deliver(b *schedule.Batch, l *loaded, leave Leave) ([]Result, schedule.Health) {
+	exit := q.exitOf(b.Channel)
+	switch {
+	case exit == nil:
+		return q.noChannel(b), schedule.Unchanged
+	case isVERP(l.message.Envelope.Sender):
+		return q.deliverEach(exit, b, l, leave)
 	}
-	groups := [][]uint32{b.Recipients}
-	sender := l.message.Envelope.Sender
-	if sender != envelope.BounceAddress(sender) {
-		groups = groups[:0]
-		for i := range b.Recipients {
-			groups = append(groups, b.Recipients[i:i+1])
-		}
-	}
+	return q.deliverTo(exit, b, l, b.Recipients, leave)
+}
+
+// exitOf is the exit of a channel, nil if there is no such channel.
+func (q *Queue) exitOf(channel string) Exit { return q.channels[channel].Exit }
+
+func isVERP(sender string) bool { return sender != envelope.BounceAddress(sender) }
+
+func (q *Queue) noChannel(b *schedule.Batch) []Result {
+	q.o.Log.Error("no such channel: mail for it waits", "channel", b.Channel, "id", store.ID(b.ID).String())
+	return same(len(b.Recipients), Result{Reply: reply.BadConfig})
+}
+
+// deliverEach delivers to one recipient after the other.
+func (q *Queue) deliverEach(exit Exit, b *schedule.Batch, l *loaded, leave Leave) ([]Result, schedule.Health) {
 	var results []Result
 	health := schedule.Unchanged
-	for _, g := range groups {
-		r, h := q.deliverTo(c, b, l, g, leave)
+	for i := range b.Recipients {
+		r, h := q.deliverTo(exit, b, l, b.Recipients[i:i+1], leave)
 		results = append(results, r...)
 		if h != schedule.Unchanged {
 			health = h
@@ -116,34 +129,50 @@ func (q *Queue) deliver(b schedule.Batch, l *loaded, leave Leave) ([]Result, sch
 	return results, health
 }
 
-func (q *Queue) deliverTo(c Channel, b schedule.Batch, l *loaded, recipients []uint32, leave Leave) (results []Result, health schedule.Health) {
-	e := l.message.Envelope
+func (q *Queue) deliverTo(exit Exit, b *schedule.Batch, l *loaded, recipients []uint32, leave Leave) (results []Result, health schedule.Health) {
+	j := q.newJob(b, l, recipients, leave)
+	ctx, cancel := context.WithTimeout(q.ctx, q.o.JobTimeout)
+	defer cancel()
+	defer q.survive(j, &results, &health)
+	results, health = exit.Deliver(ctx, j)
+	if len(results) != len(recipients) {
+		return q.miscounted(j, len(results)), schedule.Unchanged
+	}
+	return results, health
+}
+
+func (q *Queue) newJob(b *schedule.Batch, l *loaded, recipients []uint32, leave Leave) *Job {
+	to := placeOf(b.Domain)
+	j := &Job{
+		ID: store.ID(b.ID), Channel: b.Channel, Domain: to.name, Lane: to.lane, Envelope: l.message.Envelope,
+		Message: l.content, Origin: l.message.Origin, Attempts: b.Attempts, Leave: leave,
+	}
+	e := &j.Envelope
 	e.Recipients = make([]envelope.Recipient, len(recipients))
 	for i, n := range recipients {
 		e.Recipients[i] = l.message.Envelope.Recipients[n]
 	}
 	e.Sender = envelope.VERP(e.Sender, e.Recipients[0].Address)
-	to := placeOf(b.Domain)
-	j := &Job{ID: store.ID(b.ID), Channel: b.Channel, Domain: to.name, Lane: to.lane, Envelope: e, Message: l.content, Origin: l.message.Origin, Attempts: b.Attempts, Leave: leave}
 	if q.o.Prepare != nil {
 		j.Prepare = func(ctx context.Context, host string, form message.Form) (message.Message, error) {
 			return q.o.Prepare(ctx, j, host, form)
 		}
 	}
-	ctx, cancel := context.WithTimeout(q.ctx, q.o.JobTimeout)
-	defer cancel()
-	defer func() {
-		if p := recover(); p != nil {
-			q.o.Log.Error("exit panicked", "channel", c.Name, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-			results, health = same(len(recipients), Result{Reply: reply.Internal}), schedule.Unchanged
-		}
-	}()
-	results, health = c.Exit.Deliver(ctx, j)
-	if len(results) != len(recipients) {
-		q.o.Log.Error("exit gave the wrong number of results", "channel", c.Name, "recipients", len(recipients), "results", len(results))
-		return same(len(recipients), Result{Reply: reply.Internal}), schedule.Unchanged
+	return j
+}
+
+// survive is deferred around an exit: one that panics costs its delivery.
+func (q *Queue) survive(j *Job, results *[]Result, health *schedule.Health) {
+	if p := recover(); p != nil {
+		q.o.Log.Error("exit panicked", "channel", j.Channel, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+		*results, *health = same(len(j.Envelope.Recipients), Result{Reply: reply.Internal}), schedule.Unchanged
 	}
-	return results, health
+}
+
+func (q *Queue) miscounted(j *Job, results int) []Result {
+	n := len(j.Envelope.Recipients)
+	q.o.Log.Error("exit gave the wrong number of results", "channel", j.Channel, "recipients", n, "results", results)
+	return same(n, Result{Reply: reply.Internal})
 }
 
 func same(n int, r Result) []Result {

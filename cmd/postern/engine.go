@@ -163,8 +163,8 @@ func (e *engine) channel(address string) (channel, domain string) {
 // lane is the pool of sources that a message leaves from. An origin that cannot be
 // read says nothing about it.
 func (e *engine) lane(sender string, origin []byte) string {
-	if !e.config.Load().HasPoolRules() {
-		return e.limits.pool(sender, "")
+	if !e.config.Load().HasPools() {
+		return "" // and nobody need read what a rule once chose
 	}
 	o, err := pipeline.DecodeOrigin(origin)
 	if err != nil {

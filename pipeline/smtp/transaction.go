@@ -72,28 +72,44 @@ var ErrChunking = errors.New("the message cannot be sent in chunks")
 // and ORCPT. REQUIRETLS is sent if offered; whether the connection may be used
 // for such a message is for the caller to say.
 func (c *Client) Transaction(ctx context.Context, e envelope.Envelope, content Content) (Outcome, error) {
-	out := Outcome{Recipients: make([]Reply, len(e.Recipients))}
+	x := Exchange{Envelope: e, Content: content}
+	err := c.Exchange(ctx, &x)
+	return x.Outcome, err
+}
+
+// Exchange is a Transaction with all that belongs to it in one place, for those who
+// wait in thousands of them at a time.
+type Exchange struct {
+	Envelope envelope.Envelope
+	Content  Content
+	Outcome
+}
+
+// Exchange makes a Transaction and puts what came of it into x.
+func (c *Client) Exchange(ctx context.Context, x *Exchange) error {
+	x.Outcome = Outcome{Recipients: make([]Reply, len(x.Envelope.Recipients))}
 	defer c.watch(ctx)()
 	if !c.Usable() {
-		return out, &Error{Phase: After, Err: errors.New("the connection cannot carry a message")}
+		return &Error{Phase: After, Err: errors.New("the connection cannot carry a message")}
 	}
-	t := transaction{
-		c: c, e: e, content: content, out: &out, pipeline: c.caps.Extensions.Has(Pipelining) && !c.o.LockStep,
-		chunk: c.o.Chunking && c.caps.Extensions.Has(Chunking) && content.Size > 0,
-	}
+	t := c.newTransaction(x)
 	if err := t.format(); err != nil {
-		return out, &Error{Phase: MailFrom, Err: err}
+		return &Error{Phase: MailFrom, Err: err}
 	}
-	if err := t.run(); err != nil {
-		return out, err
+	return t.run()
+}
+
+func (c *Client) newTransaction(x *Exchange) *transaction {
+	return &transaction{
+		c: c, e: &x.Envelope, content: &x.Content, out: &x.Outcome, pipeline: c.caps.Extensions.Has(Pipelining) && !c.o.LockStep,
+		chunk: c.o.Chunking && c.caps.Extensions.Has(Chunking) && x.Content.Size > 0,
 	}
-	return out, nil
 }
 
 type transaction struct {
 	c        *Client
-	e        envelope.Envelope
-	content  Content
+	e        *envelope.Envelope
+	content  *Content
 	out      *Outcome
 	pipeline bool
 	chunk    bool // by BDAT

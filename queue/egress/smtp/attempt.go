@@ -36,6 +36,24 @@ type attempt struct {
 	again bool
 }
 
+func (x *Exit) newAttempt(job *Job) *attempt {
+	n := len(job.Envelope.Recipients)
+	a := &attempt{x: x, job: job, source: job.source(x), results: make([]Result, n), pending: make([]int, n)}
+	for i := range a.pending {
+		a.pending[i] = i
+	}
+	return a
+}
+
+// lost is the end of an attempt at a domain of which nobody knows where it is.
+func (a *attempt) lost(ctx context.Context, err error) {
+	r := Result{Reply: reply.Of(err), Err: err}
+	if ctx.Err() != nil {
+		r.Reply = stopped
+	}
+	a.settle(r)
+}
+
 // settle gives all pending recipients the same result.
 func (a *attempt) settle(r Result) {
 	for _, i := range a.pending {
@@ -44,25 +62,40 @@ func (a *attempt) settle(r Result) {
 	a.pending = nil
 }
 
-// run tries one address after the other.
+// run tries one address after the other. What is rare, or over before a server is
+// waited for, has functions of its own, here and below: a delivery may wait for an
+// hour, thousands of them at a time, and each has all their frames on its stack.
 func (a *attempt) run(ctx context.Context, w *walk) {
-	a.fallback = Result{Reply: noConn}
+	a.fallback.Reply = noConn
+	for v := a.next(ctx, w); v != nil; v = a.next(ctx, w) {
+		if v.to.hop.Transport >= QMTP {
+			v.carry(ctx, w)
+		} else {
+			v.run(ctx, w)
+		}
+	}
+	a.end(ctx, w)
+}
+
+// next is the visit to the next address, nil if there is nothing left to do or none to
+// do it at.
+func (a *attempt) next(ctx context.Context, w *walk) *visit {
 	for len(a.pending) > 0 && a.sessions-a.unsuited < w.most(a.x.o.MaxSessions) {
 		to, ok := w.next(ctx)
 		if !ok {
 			break
 		}
 		v, err := a.newVisit(ctx, w.to, to)
-		if err != nil {
-			a.fallback, a.unreached = v.notAssured(err), true
-			continue
+		if err == nil {
+			return v
 		}
-		if to.hop.Transport >= QMTP {
-			v.carry(ctx, w)
-			continue
-		}
-		v.run(ctx, w)
+		a.fallback, a.unreached = v.notAssured(err), true
 	}
+	return nil
+}
+
+// end gives those their result who have none.
+func (a *attempt) end(ctx context.Context, w *walk) {
 	switch {
 	case a.sessions > 0:
 	case ctx.Err() != nil:
@@ -89,48 +122,25 @@ type session struct {
 
 // session holds one conversation from MAIL on and gives the connection back.
 func (v *visit) session(ctx context.Context, l *link) {
-	a := v.a
-	a.again = false
+	v.newSession(l).run(ctx)
+	v.a.x.kept.give(ctx, l)
+}
+
+func (v *visit) newSession(l *link) *session {
+	v.a.again = false
 	// For those whose turn does not come.
-	a.fallback = Result{
+	v.a.fallback = Result{
 		Reply: died(v.to.name(), false), Where: v.to.String(), Address: v.to.address.Addr(), TLS: l.tls, Phase: wire.After,
 	}
-	s := session{visit: v, l: l, c: l.c, began: l.sent}
-	s.run(ctx)
-	a.x.kept.give(ctx, l)
+	return &session{visit: v, l: l, c: l.c, began: l.sent}
 }
 
 func (s *session) run(ctx context.Context) {
-	a := s.a
-	s.content = a.job.Content
-	if a.job.Prepare != nil {
-		var err error
-		if s.content, err = a.job.Prepare(ctx, s.c.Capabilities()); err != nil {
-			s.settle(Result{Reply: reply.Of(err), Phase: wire.Hello, Err: err})
-			return
-		}
-	}
-	s.content = s.stamped()
-	if a.job.Envelope.RequireTLS && s.to.hop.Socket == "" && !(s.l.tls.Verified && s.c.Capabilities().Extensions.Has(wire.RequireTLS)) {
-		// Another host may do, if there is one (RFC 8689 §4.2.1).
-		r := needsTLS
-		if !s.l.tls.Verified {
-			r = needsEncryption
-		}
-		a.fallback.Reply, a.fallback.Phase = r, wire.Hello
-		a.unsuited++
+	if !s.prepare(ctx) || !s.suits() {
 		return
 	}
-	if r, ok := s.carries(); !ok {
-		s.settle(Result{Reply: r, Phase: wire.Hello})
-		return
-	}
-	recipients := s.recipients()
-	limit := a.x.o.MaxRecipients
-	if n := s.c.Capabilities().RcptMax; n > 0 {
-		limit = min(limit, n)
-	}
-	for len(recipients) > 0 && s.c.Usable() && !a.again {
+	recipients, limit := s.recipients(), s.mostRecipients()
+	for len(recipients) > 0 && s.c.Usable() && !s.a.again {
 		n := min(len(recipients), limit)
 		if err := s.admitted(ctx, n); err != nil {
 			s.waits(err)
@@ -140,6 +150,48 @@ func (s *session) run(ctx context.Context) {
 		recipients = append(again, recipients[n:]...)
 	}
 	// What is left is pending, and fallback says why.
+}
+
+// mostRecipients is how many one transaction names.
+func (s *session) mostRecipients() int {
+	if n := s.c.Capabilities().RcptMax; n > 0 {
+		return min(s.a.x.o.MaxRecipients, n)
+	}
+	return s.a.x.o.MaxRecipients
+}
+
+// prepare makes the message ready for this server, or settles.
+func (s *session) prepare(ctx context.Context) (ok bool) {
+	s.content = s.a.job.Content
+	if s.a.job.Prepare != nil {
+		var err error
+		if s.content, err = s.a.job.Prepare(ctx, s.c.Capabilities()); err != nil {
+			s.settle(Result{Reply: reply.Of(err), Phase: wire.Hello, Err: err})
+			return false
+		}
+	}
+	s.content = s.stamped()
+	return true
+}
+
+// suits finds out whether this server can be given the message.
+func (s *session) suits() bool {
+	a := s.a
+	if a.job.Envelope.RequireTLS && s.to.hop.Socket == "" && !(s.l.tls.Verified && s.c.Capabilities().Extensions.Has(wire.RequireTLS)) {
+		// Another host may do, if there is one (RFC 8689 §4.2.1).
+		r := needsTLS
+		if !s.l.tls.Verified {
+			r = needsEncryption
+		}
+		a.fallback.Reply, a.fallback.Phase = r, wire.Hello
+		a.unsuited++
+		return false
+	}
+	if r, ok := s.carries(); !ok {
+		s.settle(Result{Reply: r, Phase: wire.Hello})
+		return false
+	}
+	return true
 }
 
 func (s *session) settle(r Result) {
@@ -250,22 +302,32 @@ func (s *source) Read(p []byte) (int, error) {
 // send makes one transaction and returns those recipients for whom there was no
 // room in it (RFC 5321 §4.5.3.1.10).
 func (s *session) send(ctx context.Context, to []named) (again []named) {
-	job := s.a.job
-	e := job.Envelope
+	x := s.exchange(to)
+	err := s.c.Exchange(ctx, x)
+	return s.heard(ctx, to, &x.Outcome, err)
+}
+
+func (s *session) exchange(to []named) *wire.Exchange {
+	form := s.content.Form()
+	x := &wire.Exchange{Envelope: s.a.job.Envelope, Content: wire.Content{
+		From: &source{Message: s.content}, Length: s.content.Size(), Size: s.content.WireSize(), EightBit: form != message.SevenBit,
+	}}
+	e := &x.Envelope
 	e.Sender, e.Recipients = s.sender, make([]envelope.Recipient, len(to))
 	for k, n := range to {
 		e.Recipients[k] = n.r
 	}
-	form := s.content.Form()
 	e.UTF8 = e.UTF8 || form == message.UTF8
-	out, err := s.c.Transaction(ctx, e, wire.Content{
-		From: &source{Message: s.content}, Length: s.content.Size(), Size: s.content.WireSize(), EightBit: form != message.SevenBit,
-	})
+	return x
+}
+
+// heard gives recipients the results that a transaction gave them.
+func (s *session) heard(ctx context.Context, to []named, out *wire.Outcome, err error) (again []named) {
 	s.l.sent++
-	if s.a.again = s.worthAgain(ctx, &out, err); s.a.again {
+	if s.a.again = s.worthAgain(ctx, out, err); s.a.again {
 		return nil
 	}
-	s.tell(&out, err)
+	s.tell(out, err)
 	accepted := false
 	for k := range to {
 		accepted = accepted || out.Accepted(k)

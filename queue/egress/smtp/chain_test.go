@@ -66,7 +66,7 @@ func TestFreeConnections(t *testing.T) {
 				open[l.site]++
 				out(want)
 			}
-			if got := k.last(l.key, l.site); got != want {
+			if got := k.last(&l.key, l.site); got != want {
 				t.Fatalf("%p is taken in place of %p", got, want)
 			} else if got != nil {
 				open[l.site]-- // and it is closed
@@ -117,7 +117,7 @@ func BenchmarkKept(b *testing.B) {
 			for i := 0; b.Loop(); i++ {
 				of := all[i%n]
 				_, _ = k.count(of.site)
-				l := k.last(of.key, of.site)
+				l := k.last(&of.key, of.site)
 				k.mu.Lock()
 				k.keep(l)
 				k.mu.Unlock()

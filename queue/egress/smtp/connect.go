@@ -70,7 +70,7 @@ func (a *attempt) newVisit(ctx context.Context, target *target, to candidate) (*
 func (v *visit) run(ctx context.Context, w *walk) {
 	a := v.a
 	v.key.group = v.target.group()
-	if l := a.x.kept.take(v.key, v.target.site.Name); l != nil {
+	if l := a.x.kept.take(&v.key, v.target.site.Name); l != nil {
 		a.sessions++
 		if a.job.Reuses != nil {
 			a.job.Reuses()
@@ -81,7 +81,7 @@ func (v *visit) run(ctx context.Context, w *walk) {
 		// The server had hung up before it heard anything, so this costs nothing, and
 		// it will have hung up on others as well.
 		a.sessions--
-		a.x.kept.drop(v.key)
+		a.x.kept.drop(&v.key)
 	}
 	for range 2 { // once more without chunks
 		l, err := v.open(ctx)

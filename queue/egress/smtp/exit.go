@@ -251,23 +251,15 @@ func (x *Exit) Connections(site string) (open, free int) { return x.kept.count(s
 // Deliver makes one attempt at a job and returns a Result for each recipient,
 // in their order. If ctx ends, what has no answer yet is deferred.
 func (x *Exit) Deliver(ctx context.Context, job *Job) []Result {
-	a := &attempt{x: x, job: job, source: job.source(x), results: make([]Result, len(job.Envelope.Recipients))}
-	for i := range a.results {
-		a.pending = append(a.pending, i)
-	}
+	a := x.newAttempt(job)
 	to, err := x.locate(ctx, job.Domain)
-	if err != nil {
-		r := Result{Reply: reply.Of(err), Err: err}
-		if ctx.Err() != nil {
-			r.Reply = stopped
-		}
-		a.settle(r)
-		return a.results
-	}
-	if to.discard {
+	switch {
+	case err != nil:
+		a.lost(ctx, err)
+	case to.discard:
 		a.discard()
-		return a.results
+	default:
+		a.run(ctx, &walk{x: x, to: to, source: a.source})
 	}
-	a.run(ctx, &walk{x: x, to: to, source: a.source})
 	return a.results
 }

@@ -237,7 +237,7 @@ func (k *kept) reset() {
 // take is a free connection for the key, the one used last; nil if there is none.
 // Those on which the server has spoken or hung up are closed on the way.
 // It counts for the given site from now on.
-func (k *kept) take(of key, site string) *link {
+func (k *kept) take(of *key, site string) *link {
 	for {
 		l := k.last(of, site)
 		if l == nil || l.c.Quiet() {
@@ -257,10 +257,10 @@ func (k *kept) take(of key, site string) *link {
 }
 
 // last takes the connection for the key that was used last, whatever it is like.
-func (k *kept) last(of key, site string) *link {
+func (k *kept) last(of *key, site string) *link {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	same := k.keys[of]
+	same := k.keys[*of]
 	if same == nil {
 		return nil
 	}
@@ -273,10 +273,10 @@ func (k *kept) last(of key, site string) *link {
 }
 
 // drop closes all free connections of a key.
-func (k *kept) drop(of key) {
+func (k *kept) drop(of *key) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for same := k.keys[of]; same != nil && same.len > 0; {
+	for same := k.keys[*of]; same != nil && same.len > 0; {
 		l := same.last
 		k.remove(l)
 		k.closeSoon(l)
