@@ -107,11 +107,14 @@ type Course struct {
 	Refusals []Refusal
 }
 
+// Reasons are those of a Refusal.
+var Reasons = [...]string{"connections", "messages", "used", "greylisted", "mailbox", "blocked"}
+
 // Refusal is one no.
 type Refusal struct {
 	At       time.Time
 	From, To netip.Addr
-	// Why is "connections", "messages", "used", "greylisted", "mailbox" or "blocked".
+	// Why is one of Reasons.
 	Why string
 }
 
@@ -274,3 +277,6 @@ func (p *Provider) take(host string, key call, m *smtptest.Message) {
 	}
 	p.course.TakenFrom[m.Peer.Addr()]++
 }
+
+// Name is the provider's name.
+func (p *Provider) Name() string { return p.name }
