@@ -32,15 +32,32 @@ func isoTime(t time.Time) string {
 
 // List is admin.Limits.
 func (l *limits) List(from string, most int) []api.SiteState {
-	all := []api.SiteState{}
-	for _, s := range l.gate.Sites(l.now()) {
-		if s.Site < from || len(all) == most {
+	all, now := []api.SiteState{}, l.now()
+	queued := l.queuedAt()
+	for _, s := range l.gate.Sites(now) {
+		if s.Site+"\x00"+s.Source < from || len(all) == most {
 			continue
 		}
 		p := l.path(s.Site)
+		p.Source = s.Source
 		c := controlOf(s.Control)
-		c.Moves = nil
-		all = append(all, api.SiteState{Site: s.Site, Source: s.Source, Provider: p.Provider, Groups: p.Groups, SiteControl: c})
+		c.Moves = c.Moves[max(0, len(c.Moves)-1):]
+		all = append(all, api.SiteState{
+			Site: s.Site, Source: s.Source, Provider: p.Provider, Groups: p.Groups, Queued: queued[s.Site], SiteControl: c,
+			Binding: refusalOf(l.gate.Keeps(now, p)),
+		})
+	}
+	return all
+}
+
+// queuedAt is how many recipients wait for each site.
+func (l *limits) queuedAt() map[string]int {
+	if l.queue == nil {
+		return nil
+	}
+	all := map[string]int{}
+	for _, s := range l.queue.Sites() {
+		all[s.Name] += s.Queued + s.InFlight
 	}
 	return all
 }
@@ -48,7 +65,10 @@ func (l *limits) List(from string, most int) []api.SiteState {
 func controlOf(c limit.ControlState) api.SiteControl {
 	s := api.SiteControl{
 		Connections: c.Open, Accepted: c.Accepted, Allowed: c.Limit, Ceiling: c.Ceiling, Probing: c.Probing, Probe: isoTime(c.ProbeAt),
-		Rate: c.Rate, Measured: c.Measured, Failures: c.Failures, Suspended: isoTime(c.Until), Why: clean(c.Why),
+		Rate: c.Rate, Measured: c.Measured, Failures: c.Failures, Since: isoTime(c.Since), Suspended: isoTime(c.Until), Why: clean(c.Why),
+	}
+	if !c.Said.Time.IsZero() {
+		s.Said = &api.SiteSaid{Time: isoTime(c.Said.Time), Class: c.Said.Class.String(), Text: clean(c.Said.Text)}
 	}
 	for _, m := range c.Moves {
 		s.Moves = append(s.Moves, api.SiteMove{Time: isoTime(m.Time), What: m.What, From: m.From, To: m.To, Why: clean(m.Why)})
@@ -169,7 +189,7 @@ func refusalOf(no *limit.Refusal) *api.SiteRefusal {
 	if no == nil {
 		return nil
 	}
-	return &api.SiteRefusal{Level: no.Key.Level.String(), Name: no.Key.Name, What: no.What, Limit: no.Limit, Until: isoTime(no.Until), Why: clean(no.Why)}
+	return &api.SiteRefusal{Level: no.Key.Level.String(), Name: no.Key.Name, What: no.What, Limit: no.Limit, Since: isoTime(no.Since), Until: isoTime(no.Until), Why: clean(no.Why)}
 }
 
 // queued is what waits for a site, in all lanes, nil for nothing. Where there is

@@ -15,6 +15,7 @@ import (
 	wire "github.com/postern-mta/postern/pipeline/smtp"
 	"github.com/postern-mta/postern/queue"
 	"github.com/postern-mta/postern/queue/egress/smtp"
+	"github.com/postern-mta/postern/queue/limit"
 	"github.com/postern-mta/postern/queue/queuetest"
 )
 
@@ -270,6 +271,33 @@ func TestLimitsChangedByHand(t *testing.T) {
 	}
 	if done := change("suspend", api.SiteChange{Level: "address", Name: "2001:db8::17"}); done.Name != "2001:db8::/64" {
 		t.Errorf("%+v", done)
+	}
+}
+
+// TestLimitsListed: a list goes on behind a site's source, and tells what keeps each.
+func TestLimitsListed(t *testing.T) {
+	r := newLimitsRig(t, limitsZone, "")
+	for _, source := range []string{"a", "b", "c"} {
+		k, no := r.gate.Open(r.clock, limit.Path{Site: "mx.shared.example", Source: source})
+		if no != nil {
+			t.Fatal(no)
+		}
+		defer k.Close(r.clock)
+		if source != "b" {
+			continue
+		}
+		k.Said(r.clock, limit.Answer{Code: 421, Text: "4.7.0 [TSS04] Messages temporarily deferred due to user complaints"})
+	}
+	first := r.List("", 2)
+	if len(first) != 2 || first[0].Source != "a" || first[1].Source != "b" || first[0].Binding != nil {
+		t.Fatalf("%+v", first)
+	}
+	b := first[1]
+	if b.Binding == nil || b.Binding.What != "suspended" || b.Binding.Since != "2026-11-01T12:00:00Z" || b.Since != b.Binding.Since || b.Said == nil || b.Said.Class != "blocked" || len(b.Moves) != 1 {
+		t.Errorf("%+v %+v", b, b.Binding)
+	}
+	if rest := r.List("mx.shared.example\x00b\x00", 2); len(rest) != 1 || rest[0].Source != "c" {
+		t.Errorf("%+v", rest)
 	}
 }
 

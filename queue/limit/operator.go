@@ -189,6 +189,7 @@ func (g *Gate) Explain(now time.Time, p Path, addresses ...string) Explanation {
 	for _, a := range addresses {
 		keys = append(keys, Key{Address, a})
 	}
+	e.Binding = g.keeps(now, p)
 	for _, k := range keys {
 		b := g.bounds(now, k)
 		c := g.counters[k]
@@ -210,28 +211,47 @@ func (g *Gate) Explain(now time.Time, p Path, addresses ...string) Explanation {
 				e.Lines = append(e.Lines, l)
 			}
 		}
-		if k.Level != Address {
-			e.Binding = tighter(e.Binding, no)
-		}
 	}
 	control := g.controls[pair{p.Site, p.Source}]
 	if control == nil {
 		control = newControl()
 	}
 	e.Control = control.state(now)
-	e.Binding = tighter(tighter(e.Binding, g.lookControl(now, p, control)), g.exhausted(now, p, true))
-	if no := g.suspended(now, p.keys(), p, control); no != nil {
-		e.Binding = no // whatever else there is would not let it go
-	}
-	if e.Binding == nil {
-		e.Binding = g.lookMessage(now, p, control)
-	}
 	if e.Binding != nil {
 		for i := range e.Lines {
 			e.Lines[i].Binds = e.Lines[i].Key == e.Binding.Key && e.Lines[i].What == e.Binding.What
 		}
 	}
 	return e
+}
+
+// Keeps is what keeps the next connection of a path, or the next message if there may
+// be another connection; nil if nothing does. It changes nothing.
+func (g *Gate) Keeps(now time.Time, p Path) *Refusal {
+	g.mu.Lock()
+	defer g.unlock()
+	return g.keeps(now, p)
+}
+
+// keeps is Keeps; the Gate is locked.
+func (g *Gate) keeps(now time.Time, p Path) (no *Refusal) {
+	control := g.controls[pair{p.Site, p.Source}]
+	if control == nil {
+		control = newControl()
+	}
+	if no := g.suspended(now, p.keys(), p, control); no != nil {
+		return no // whatever else there is would not let it go
+	}
+	for _, k := range p.keys() {
+		if g.counters[k] != nil {
+			no = tighter(no, g.admits(now, k, g.bounds(now, k)))
+		}
+	}
+	no = tighter(tighter(no, g.lookControl(now, p, control)), g.exhausted(now, p, true))
+	if no == nil {
+		no = g.lookMessage(now, p, control)
+	}
+	return no
 }
 
 func countText(n int) string {

@@ -7,7 +7,13 @@ type SiteState struct {
 	Source   string   `json:"source,omitempty"`
 	Provider string   `json:"provider,omitempty"`
 	Groups   []string `json:"groups,omitempty"`
+	// Queued are the recipients that wait for the site, from whatever source, or are
+	// being delivered to it.
+	Queued int `json:"queued"`
 	SiteControl
+	// Binding is what keeps the next connection or message from this source, nil if
+	// nothing does.
+	Binding *SiteRefusal `json:"binding,omitempty"`
 }
 
 // SiteControl is what was found out about a site.
@@ -27,11 +33,24 @@ type SiteControl struct {
 	Measured float64 `json:"measured"`
 	// Failures are those to reach it, running.
 	Failures int `json:"failures,omitempty"`
-	// Suspended is until when its answers have stopped us, and Why which.
+	// Suspended is until when its answers have stopped us, Since from when on, and Why
+	// which.
+	Since     string `json:"since,omitempty"`
 	Suspended string `json:"suspended,omitempty"`
 	Why       string `json:"why,omitempty"`
-	// Moves are the last changes, the oldest first.
+	// Moves are the last changes, the oldest first; in a list only the last one.
 	Moves []SiteMove `json:"moves,omitempty"`
+	// Said is the last answer that said anything about limits, or why the last
+	// connection came to nothing.
+	Said *SiteSaid `json:"said,omitempty"`
+}
+
+// SiteSaid is what was heard from a site. Class is what it says about limits: count,
+// rate, blocked, greylisted or down.
+type SiteSaid struct {
+	Time  string `json:"time"`
+	Class string `json:"class"`
+	Text  string `json:"text"`
 }
 
 // SiteMove is a change of what a site is allowed, and the answer behind it.
@@ -64,13 +83,15 @@ type SiteLimit struct {
 	Until    string `json:"until,omitempty"`
 }
 
-// SiteRefusal is what keeps the next connection.
+// SiteRefusal is what keeps the next connection or message.
 type SiteRefusal struct {
 	Level string `json:"level"`
 	Name  string `json:"name"`
 	What  string `json:"what"`
 	Limit string `json:"limit,omitempty"`
-	// Until is "" where it lasts until something ends, or an operator lifts it.
+	// Until is "" where it lasts until something ends, or an operator lifts it; Since is
+	// when a suspension began.
+	Since string `json:"since,omitempty"`
 	Until string `json:"until,omitempty"`
 	Why   string `json:"why,omitempty"`
 }
