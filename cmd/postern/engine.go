@@ -213,7 +213,11 @@ func (x remoteExit) Deliver(ctx context.Context, j *queue.Job) ([]queue.Result, 
 		defer release()
 	}
 	leave, _ := j.Leave.(*permit)
-	got := x.send(ctx, job, j.Lane, leave)
+	return concluded(job, x.send(ctx, job, j.Lane, leave))
+}
+
+// concluded are an exit's results as the queue knows them.
+func concluded(job *smtp.Job, got []smtp.Result) ([]queue.Result, schedule.Health) {
 	all := make([]queue.Result, len(got))
 	health := schedule.Failed
 	for i, r := range got {

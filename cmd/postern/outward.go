@@ -114,7 +114,7 @@ func (w *outward) close(ctx context.Context) {
 // from one of the pool's.
 func (w *outward) send(ctx context.Context, job *smtp.Job, pool string, leave *permit) []smtp.Result {
 	if leave == nil {
-		job.Source = w.limits.anySource(pool)
+		w.choose(job, pool)
 		return w.exit.Deliver(ctx, job)
 	}
 	leave.lend(job)
@@ -123,6 +123,12 @@ func (w *outward) send(ctx context.Context, job *smtp.Job, pool string, leave *p
 	w.limits.tryOthers(leave, got)
 	return got
 }
+
+// choose has a job leave from one of a pool's sources. Its frame must not be on the
+// stack of a delivery that waits.
+//
+//go:noinline
+func (w *outward) choose(job *smtp.Job, pool string) { job.Source = w.limits.anySource(pool) }
 
 // deliver makes one attempt, from a source of the pool that pool is the lane of, for
 // somebody who waits for it: as soon as the limits have
