@@ -101,7 +101,7 @@ func runSink(out io.Writer, listen, dir string, quiet bool, o smtptest.Options) 
 		defer mu.Unlock()
 		count++
 		if !quiet {
-			fmt.Fprintf(out, "%d from <%s> to %s, %d bytes, by %s\n", count, clean(m.Mail.Sender), addresses(m.Addresses()), m.Size, clean(m.Hello))
+			fmt.Fprintf(out, "%d from <%s> to %s, %d bytes, by %s [%s]\n", count, clean(m.Mail.Sender), addresses(m.Addresses()), m.Size, clean(m.Hello), m.Peer.Addr())
 		}
 		if dir != "" {
 			failed = errors.Join(failed, os.WriteFile(filepath.Join(dir, strconv.Itoa(count)+".eml"), m.Content, 0o644))

@@ -25,7 +25,7 @@ hosts are given. Limits count for a site, its provider, the groups of the config
 the address connected to and our own; the tightest binds. Below them each site has a limit
 that follows what its servers answer.`,
 	}
-	c.AddCommand(siteListCommand(), siteShowCommand(), siteExplainCommand(), siteProvidersCommand())
+	c.AddCommand(siteListCommand(), siteShowCommand(), siteExplainCommand(), siteSourcesCommand(), siteProvidersCommand())
 	for i := range siteChanges {
 		c.AddCommand(siteChangeCommand(&siteChanges[i]))
 	}
@@ -93,6 +93,31 @@ func explaining(use, short, long string, write func(io.Writer, *api.SiteExplanat
 			return printIndented(c.OutOrStdout(), e)
 		}
 		return write(c.OutOrStdout(), &e, time.Now())
+	})
+	return c
+}
+
+func siteSourcesCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "sources",
+		Short: "List the addresses that mail leaves from",
+		Long: `List the addresses of ours that mail leaves from: the name that each gives in EHLO, the pools
+that it is in, its open connections, the day of its warm-up and how many messages it may
+send today to each provider, and below them where nothing leaves from it now, with the
+reason and the end. See postern site explain for what a domain's mail may leave from.`,
+		Args: cobra.NoArgs,
+	}
+	dial := clientFlags(c)
+	asJSON := c.Flags().Bool("json", false, "print JSON")
+	c.RunE = asking(dial, func(c *cobra.Command, _ []string, client *admin.Client) error {
+		all, err := client.Sources(c.Context())
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			return printIndented(c.OutOrStdout(), all)
+		}
+		return printSources(c.OutOrStdout(), all)
 	})
 	return c
 }

@@ -1,14 +1,17 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/postern-mta/postern/cmd/postern/admin/api"
+	"github.com/postern-mta/postern/cmd/postern/config"
 	"github.com/postern-mta/postern/queue/limit"
 )
 
@@ -16,10 +19,16 @@ import (
 func printSiteStates(w io.Writer, all []api.SiteState, held []api.SiteHeld, now time.Time) error {
 	if len(all) > 0 {
 		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(t, "SITE\tPROVIDER\tOPEN\tALLOWED\tCEILING\tRATE\tSTATE")
+		// Where all leaves from the address that the system chooses, that is not told.
+		source := func(name string) string { return clean(cmp.Or(name, config.DefaultLimits)) + "\t" }
+		head := "SOURCE\t"
+		if !slices.ContainsFunc(all, func(s api.SiteState) bool { return s.Source != "" && s.Source != config.DefaultLimits }) {
+			source, head = func(string) string { return "" }, ""
+		}
+		fmt.Fprintln(t, "SITE\t"+head+"PROVIDER\tOPEN\tALLOWED\tCEILING\tRATE\tSTATE")
 		for i := range all {
 			s := &all[i]
-			fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%s\t%s\t%s\n", clean(s.Site), dash(clean(s.Provider)), s.Connections, s.Allowed, dash(positiveText(s.Ceiling)), dash(rateText(s.Rate)), controlWords(&s.SiteControl, now))
+			fmt.Fprintf(t, "%s\t%s%s\t%d\t%d\t%s\t%s\t%s\n", clean(s.Site), source(s.Source), dash(clean(s.Provider)), s.Connections, s.Allowed, dash(positiveText(s.Ceiling)), dash(rateText(s.Rate)), controlWords(&s.SiteControl, now))
 		}
 		if err := t.Flush(); err != nil {
 			return err
@@ -212,6 +221,9 @@ func printSiteExplanation(w io.Writer, e *api.SiteExplanation, now time.Time) er
 		return err
 	}
 	fmt.Fprintln(w)
+	if err := printSiteSources(w, e.Sources); err != nil {
+		return err
+	}
 	if b := e.Binding; b == nil {
 		fmt.Fprintln(w, "nothing keeps the next connection")
 	} else {

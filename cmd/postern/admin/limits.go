@@ -18,6 +18,8 @@ type Limits interface {
 	List(from string, most int) []api.SiteState
 	// Held are the operators' words that hold.
 	Held() []api.SiteHeld
+	// Sources are the addresses that mail leaves from.
+	Sources() []api.Source
 	Explain(ctx context.Context, domain string) (api.SiteExplanation, error)
 	// Change does limit, suspend, resume or forget.
 	Change(ctx context.Context, what string, c api.SiteChange) (api.SiteChanged, error)
@@ -59,6 +61,7 @@ func (d Daemon) limitRoutes(mux *http.ServeMux) {
 		return d.Limits.List(r.URL.Query().Get("from"), api.MaxSites), nil
 	}))
 	mux.HandleFunc("GET /v1/limits/held", with(func(*http.Request) (any, error) { return d.Limits.Held(), nil }))
+	mux.HandleFunc("GET /v1/limits/sources", with(func(*http.Request) (any, error) { return d.Limits.Sources(), nil }))
 	mux.HandleFunc("GET /v1/limits/explain", with(func(r *http.Request) (any, error) {
 		domain := r.URL.Query().Get("domain")
 		if domain == "" || len(domain) > maxNameGiven {
@@ -118,6 +121,12 @@ func (c *Client) SiteStates(ctx context.Context) ([]api.SiteState, error) {
 // SiteHeld asks for the operators' words that hold.
 func (c *Client) SiteHeld(ctx context.Context) (all []api.SiteHeld, err error) {
 	err = c.call(ctx, "GET", "/v1/limits/held", nil, &all)
+	return all, err
+}
+
+// Sources asks for the addresses that mail leaves from.
+func (c *Client) Sources(ctx context.Context) (all []api.Source, err error) {
+	err = c.call(ctx, "GET", "/v1/limits/sources", nil, &all)
 	return all, err
 }
 

@@ -32,6 +32,10 @@ func (f *fakeLimits) Held() []api.SiteHeld {
 	return []api.SiteHeld{{Level: "provider", Name: "google", Suspended: true, Why: "they asked"}}
 }
 
+func (f *fakeLimits) Sources() []api.Source {
+	return []api.Source{{Name: "a", Hello: "a.example.org", Pools: []string{"default"}}}
+}
+
 func (f *fakeLimits) Explain(_ context.Context, domain string) (api.SiteExplanation, error) {
 	if domain == "unknown.example" {
 		return api.SiteExplanation{}, errors.New("unknown.example: no such host")

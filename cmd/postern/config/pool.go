@@ -74,6 +74,9 @@ func (c *Config) SourcesUsed() (names []string) {
 	return names
 }
 
+// HasPools reports whether there is any pool but the default one.
+func (c *Config) HasPools() bool { return len(c.pools.shares) > 1 }
+
 // HasPoolRules reports whether a pool has a rule.
 func (c *Config) HasPoolRules() bool { return len(c.pools.ruled) > 0 }
 
