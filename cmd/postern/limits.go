@@ -199,13 +199,14 @@ func (t *ticket) Greeted()              { t.t.Greeted(t.l.now()) }
 func (t *ticket) Unreachable(err error) { t.t.Unreachable(t.l.now(), err.Error()) }
 func (t *ticket) Taken()                { t.t.Taken(t.l.now()) }
 
-// Close ends the connection, giveBack a ticket that was not used for one.
+// Close ends the connection.
 func (t *ticket) Close() {
 	t.end()
 	t.t.Close(t.l.now())
 }
 
-func (t *ticket) giveBack() {
+// Return gives up a ticket that was not used for one.
+func (t *ticket) Return() {
 	t.end()
 	t.t.Return(t.l.now())
 }

@@ -201,7 +201,7 @@ func (v *permit) lend(job *smtp.Job) {
 	job.Reuses = func() {
 		if t, ok := job.Ticket.(*ticket); ok {
 			job.Ticket = nil
-			t.giveBack()
+			t.Return()
 		}
 		v.settle()
 	}
@@ -234,7 +234,7 @@ func (v *permit) Release() {
 	}
 	v.l.gate.Give(v.path)
 	if t := v.ticket.Swap(nil); t != nil {
-		t.giveBack()
+		t.Return()
 	}
 	if v.settle() {
 		// While this counted, others may have been refused a connection that is free

@@ -28,6 +28,7 @@ func (x *Exit) Ask(ctx context.Context, domain string, recipients ...string) ([]
 		return nil, ErrCannotAsk
 	}
 	err = nil
+	defer a.giveBack(nil)
 	for range w.most(x.o.MaxSessions) {
 		at, ok := w.next(ctx)
 		if !ok {

@@ -252,6 +252,7 @@ func (x *Exit) Connections(site string) (open, free int) { return x.kept.count(s
 // in their order. If ctx ends, what has no answer yet is deferred.
 func (x *Exit) Deliver(ctx context.Context, job *Job) []Result {
 	a := x.newAttempt(job)
+	defer a.giveBack(job.Ticket)
 	to, err := x.locate(ctx, job.Domain)
 	switch {
 	case err != nil:

@@ -32,8 +32,9 @@ type Ticket interface {
 	Taken()
 	// It reports whether this connection is one too many, so that it is not kept.
 	Said(answer wire.Reply, early bool) (over bool)
-	// Close: the connection is gone.
+	// Close: the connection is gone. Return, in its place: none was opened.
 	Close()
+	Return()
 }
 
 // NotNow says that a Gate does not admit something.
@@ -83,6 +84,15 @@ func (v *visit) ticket() (Ticket, error) {
 		return nil, err
 	}
 	return t, nil
+}
+
+// giveBack returns a ticket that the Exit has got itself and had no use for, because no
+// address would do. mine is the job's own, which is its caller's.
+func (a *attempt) giveBack(mine Ticket) {
+	if t := a.job.Ticket; t != nil && t != mine {
+		a.job.Ticket = nil
+		t.Return()
+	}
 }
 
 // noConnection ends a ticket for which there was no connection. That we cannot

@@ -78,6 +78,8 @@ func (t *ticket) Said(a wire.Reply, early bool) bool {
 	return strings.Contains(a.Text, "connections")
 }
 
+func (t *ticket) Return() { t.Close() }
+
 func (t *ticket) Close() {
 	t.g.note("close")
 	t.g.mu.Lock()
@@ -298,5 +300,29 @@ func TestSpareConnections(t *testing.T) {
 	x.Close(t.Context())
 	if x.Spare(func(string, string) bool { return true }) {
 		t.Error("a connection was closed after the end")
+	}
+}
+
+// TestTicketsComeBack: a ticket for whose connection no address has room is given back
+// by whoever has got it.
+func TestTicketsComeBack(t *testing.T) {
+	n := newInternet(t)
+	n.put("d.test", "192.0.2.1", smtptest.Options{})
+	n.put("d.test", "192.0.2.2", smtptest.Options{})
+	g := &gate{address: map[string]bool{"192.0.2.1": true, "192.0.2.2": true}}
+	x := n.exit(smtp.Options{Gate: g})
+	if _, err := x.Ask(t.Context(), "d.test", "r@d.test"); err == nil {
+		t.Error("a question was asked")
+	}
+	if r := one(t, x, job("d.test", "r@d.test")); r.NotNow == nil {
+		t.Errorf("%+v", r)
+	}
+	if g.open != 0 {
+		t.Errorf("%d tickets are left of nobody: %v", g.open, g.heard)
+	}
+	j := job("d.test", "r@d.test")
+	j.Ticket, g.open = &ticket{g: g}, 1
+	if r := one(t, x, j); r.NotNow == nil || j.Ticket == nil || g.open != 1 {
+		t.Errorf("the caller's own ticket is his: %d open, %+v", g.open, r)
 	}
 }

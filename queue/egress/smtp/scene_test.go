@@ -246,6 +246,8 @@ func (e *entry) Said(a wire.Reply, early bool) bool {
 	return false
 }
 
+func (e *entry) Return() { e.Close() }
+
 func (e *entry) Close() {
 	e.l.mu.Lock()
 	defer e.l.mu.Unlock()
