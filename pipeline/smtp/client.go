@@ -83,7 +83,7 @@ type ClientOptions struct {
 type Buffers struct{ pool sync.Pool }
 
 const (
-	readBuffer  = 2 << 10
+	readBuffer  = minBuffer // a longer line makes it grow
 	writeBuffer = 16 << 10
 )
 

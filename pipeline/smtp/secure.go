@@ -51,6 +51,29 @@ func (c *Client) StartTLS(ctx context.Context, config *tls.Config) error {
 	return c.handshake(ctx, config, end)
 }
 
+// apart runs f on a goroutine of its own, so that one which may have to wait for long
+// afterwards is not left with as large a stack as f needs. It panics if f does.
+func apart(f func() error) error {
+	type end struct {
+		err      error
+		panicked any
+	}
+	done := make(chan end, 1)
+	go func() {
+		var e end
+		defer func() {
+			e.panicked = recover()
+			done <- e
+		}()
+		e.err = f()
+	}()
+	e := <-done
+	if e.panicked != nil {
+		panic(e.panicked)
+	}
+	return e.err
+}
+
 func (c *Client) handshake(ctx context.Context, config *tls.Config, end time.Time) error {
 	if err := c.raw.SetDeadline(end); err != nil {
 		return c.fail(Secure, Reply{}, err)
@@ -60,7 +83,7 @@ func (c *Client) handshake(ctx context.Context, config *tls.Config, end time.Tim
 	}
 	conn := tls.Client(c.raw, config)
 	// The end of ctx acts by the deadline, as everywhere.
-	if err := conn.HandshakeContext(context.WithoutCancel(ctx)); err != nil {
+	if err := apart(func() error { return conn.HandshakeContext(context.WithoutCancel(ctx)) }); err != nil {
 		return c.fail(Secure, Reply{}, err)
 	}
 	state := conn.ConnectionState()

@@ -125,3 +125,22 @@ func BenchmarkKept(b *testing.B) {
 		})
 	}
 }
+
+// TestSpots: what was seen is known, however much it is.
+func TestSpots(t *testing.T) {
+	var s spots
+	at := func(i int) spot {
+		return spot{netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}), 25), Transport(i % 2)}
+	}
+	for i := range 3 * fewSpots {
+		if s.has(at(i)) || s.len() != i {
+			t.Fatalf("%d spots, and %d is among them before it was added", s.len(), i)
+		}
+		s.add(at(i))
+		for k := range i + 1 {
+			if !s.has(at(k)) {
+				t.Fatalf("%d is forgotten with %d", k, i)
+			}
+		}
+	}
+}

@@ -181,10 +181,9 @@ type walk struct {
 	x      *Exit
 	to     *target
 	source Source
-	begun  bool
 	group  int // the next one to look up
 	ready  []candidate
-	seen   map[candidate]bool
+	seen   spots
 	tried  int
 	given  bool // there was an address
 	// passed is set if addresses were passed over because they did not answer lately,
@@ -201,9 +200,6 @@ type walk struct {
 
 // pick is the next address, whatever is known of it.
 func (w *walk) pick(ctx context.Context) (candidate, bool) {
-	if !w.begun {
-		w.begun, w.seen = true, map[candidate]bool{}
-	}
 	most := w.most(w.x.o.MaxAddresses)
 	if w.tried >= most {
 		return candidate{}, false
@@ -224,7 +220,11 @@ func (w *walk) pick(ctx context.Context) (candidate, bool) {
 	}
 	i := max(0, slices.IndexFunc(w.ready, func(c candidate) bool { return w.x.kept.has(c, w.source) }))
 	c := w.ready[i]
-	w.ready = slices.Delete(slices.Clone(w.ready), i, i+1)
+	if len(w.ready) == 1 {
+		w.ready = nil
+	} else {
+		w.ready = slices.Delete(slices.Clone(w.ready), i, i+1)
+	}
 	w.tried++
 	return c, true
 }
@@ -309,15 +309,15 @@ func (w *walk) offer(host string, hop Hop, addrs []netip.Addr) {
 	for _, a := range addrs {
 		a = a.Unmap()
 		c := candidate{host, netip.AddrPortFrom(a, hop.Port), hop}
-		seen := candidate{"", c.address, Hop{Transport: hop.Transport}}
-		if w.seen[seen] || a.IsUnspecified() || a.IsMulticast() {
+		at := spot{c.address, hop.Transport}
+		if w.seen.has(at) || a.IsUnspecified() || a.IsMulticast() {
 			continue
 		}
 		if _, ok := w.source.reaching(a); !ok {
 			w.lacks = true
 			continue
 		}
-		w.seen[seen] = true
+		w.seen.add(at)
 		w.ready = append(w.ready, c)
 	}
 }
@@ -345,7 +345,7 @@ func interleave(all []candidate) []candidate {
 
 // hopeless takes back an address of a network that this machine is not on.
 func (w *walk) hopeless() {
-	if len(w.seen) < maxHopeless {
+	if w.seen.len() < maxHopeless {
 		w.tried--
 	}
 }
