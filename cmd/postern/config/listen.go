@@ -177,6 +177,8 @@ func (l *loader) checkNext(path string, listen *Listen) {
 		l.warn(at, "%s = %q: mail is answered with success and thrown away", key, NextDiscard)
 	case listen.Next == NextDeliver:
 		l.add(at, `%s = %q is for qmail-remote; what comes in goes to a path, %s or %s`, key, NextDeliver, NextQueue, NextDiscard)
+	case listen.Next == NextQMQP:
+		l.qmqpNext(listen, key)
 	case isStraight(listen.Next):
 		l.straightNext(listen, key)
 	default:

@@ -40,6 +40,7 @@ const (
 	NextQueue   = "queue"   // our own queue
 	NextDiscard = "discard" // nowhere: for measuring
 	NextDeliver = "deliver" // our own exit, for what a qmail-remote is to send
+	NextQMQP    = "qmqp"    // the servers of control/qmqpservers
 )
 
 // Settings is the configuration file with its defaults filled in. The doc and
@@ -132,7 +133,7 @@ type Listen struct {
 	SocketMode string           `toml:"socket_mode" doc:"who may call, as the socket's permissions in octal"`
 	Chain      string           `toml:"chain" doc:"the chain for what comes in" unset:"inbound"`
 	Local      string           `toml:"local" doc:"the chain for callers that are not trusted: local users, cron, bounces" unset:"the same as chain"`
-	Next       string           `toml:"next" doc:"where a message goes that the chain lets through: the path of the site's own qmail-queue, queue (ours), another server at once, like qmqp:host or smtp://host:port, which answers for itself (see route.NAME.to; several with blanks between), or discard (nowhere, for measuring); for qmail-remote the path of the site's own qmail-remote, or deliver (by ourselves)" unset:"queue, where the queue is built in"`
+	Next       string           `toml:"next" doc:"where a message goes that the chain lets through: the path of the site's own qmail-queue, queue (ours), another server at once, like qmqp:host or smtp://host:port, which answers for itself (see route.NAME.to; several with blanks between), qmqp (those of control/qmqpservers), or discard (nowhere, for measuring); for qmail-remote the path of the site's own qmail-remote, or deliver (by ourselves)" unset:"queue, where the queue is built in"`
 	NextMode   handoff.NextMode `toml:"next_mode" doc:"exec: the shim becomes the next program, which saves a process and keeps its pid; wait: it waits, so that the log has the program's exit code; auto: exec where the kernel tells the exit code all the same (Linux 6.15), else wait. A message with copies is always waited for"`
 	Lines      message.Lines    `toml:"lines" doc:"what becomes of carriage returns and NUL bytes: repair, refuse, or keep" unset:"repair where next is queue or deliver, else keep"`
 	Dialect    wire.Dialect     `toml:"dialect" doc:"how the caller's qmail wants a refusal worded: auto, netqmail (fd 4), notqmail (fd 6), sagredo (fd 4 or ERROR_FD), indimail (fd 2 or ERROR_FD, exit 88), none (plain exit codes, as for mailfront)"`

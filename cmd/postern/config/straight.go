@@ -37,3 +37,25 @@ func (l *loader) straightNext(listen *Listen, key string) {
 		l.add(at, "%s names %d servers, at most %d", key, len(listen.straight), maxHops)
 	}
 }
+
+// qmqpNext takes the servers of qmail-qmqpc, an address a line (qmail-qmqpc.8); a name,
+// or a port behind a colon, may stand there, too.
+func (l *loader) qmqpNext(listen *Listen, key string) {
+	lines, _ := l.Files.Lines("qmqpservers")
+	if len(lines) == 0 {
+		l.add(l.at(key), "%s = %q: there is no server in control/qmqpservers; write one there, an address a line, or name it here, like %q", key, NextQMQP, "qmqp:192.0.2.1")
+	}
+	for _, line := range lines {
+		at := l.Files.at("qmqpservers", line.No)
+		h, err := smtp.ParseHop(smtp.QMQP.String() + ":" + line.Text)
+		switch {
+		case err != nil:
+			l.add(at, "%s is no server: %v", show(line.Text), err)
+			return
+		case len(listen.straight) == maxHops:
+			l.warn(at, "is more than %d servers, which are all that are tried", maxHops)
+			return
+		}
+		listen.straight = append(listen.straight, h)
+	}
+}
