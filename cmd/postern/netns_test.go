@@ -139,11 +139,14 @@ next = "queue"
 retry = "list 1s jitter 0%"
 resolver = ["127.0.0.1:1"]
 low_space = "1 MB"
+[outbound]
+connect_timeout = "3s"
 [route]
 "lossy.example" = "$2"
 "reset.example" = ["$3", "$5"]
 "away.example" = ["$4", "$5"]
 "pulled.example" = "$6"
+"hole.example" = ["$7", "$5"]
 `
 
 // startFarDaemon starts a daemon whose mail goes to servers there.
@@ -181,7 +184,7 @@ func letter(id string, size int) message.Message {
 }
 
 // TestNetworkOfTheKernel sends through networks that lose a third of all packets, that
-// refuse, and that fall silent when a message was taken: each message arrives, and
+// refuse, that swallow everything, and that fall silent when a message was taken: each message arrives, and
 // twice only where the log says that this may be.
 func TestNetworkOfTheKernel(t *testing.T) {
 	n := newFarNet(t)
@@ -189,7 +192,7 @@ func TestNetworkOfTheKernel(t *testing.T) {
 	refusing, away := n.serve(3, smtptest.Options{}), n.serve(4, smtptest.Options{})
 	loss := "tcp dport 2525 ip daddr " + n.prefix + "2 numgen random mod 100 < 30 drop"
 	back := "tcp sport 2525 ip saddr " + n.prefix + "2 numgen random mod 100 < 30 drop"
-	closed := "\nip daddr " + n.prefix + "3 tcp dport 2525 reject with tcp reset\nip daddr " + n.prefix + "4 reject with icmp host-unreachable\n"
+	closed := "\nip daddr " + n.prefix + "3 tcp dport 2525 reject with tcp reset\nip daddr " + n.prefix + "4 reject with icmp host-unreachable\nip daddr " + n.prefix + "7 drop\n"
 	mute := "\nip saddr " + n.prefix + "6 tcp sport 2525 drop\n"
 	var silence atomic.Bool
 	pulled := n.serve(6, smtptest.Options{OnMessage: func(*smtptest.Message) {
@@ -207,7 +210,7 @@ func TestNetworkOfTheKernel(t *testing.T) {
 	}
 	var batch []queue.Submission
 	sent := map[string][]string{}
-	for _, domain := range []string{"lossy.example", "reset.example", "away.example", "pulled.example"} {
+	for _, domain := range []string{"lossy.example", "reset.example", "away.example", "hole.example", "pulled.example"} {
 		for i := range 10 {
 			id := fmt.Sprintf("%d@%s", i, domain)
 			sent[domain] = append(sent[domain], "<"+id+">")

@@ -3,8 +3,6 @@ package main
 import (
 	"cmp"
 	"log/slog"
-	"net/netip"
-	"strings"
 	"time"
 
 	"github.com/postern-mta/postern/cmd/postern/config"
@@ -26,11 +24,9 @@ func outbound(first *config.Config, current func() *config.Config, resolver smtp
 		Couriers: map[smtp.Transport]smtp.Courier{
 			smtp.QMTP: qmtp.Client{}, smtp.QMQP: qmtp.Client{QMQP: true},
 		},
-		TLS:   func(domain, _ string) smtp.TLSPolicy { return tlsPolicy(current(), domain) },
-		Login: func(domain, _ string) *smtp.Credentials { return loginFor(current(), domain) },
-		// Mail that would be sent to ourselves would come back here. Addresses are not
-		// compared, because another server may listen on one of this host's.
-		Self:        func(host string, _ netip.Addr) bool { return strings.EqualFold(host, current().Hostname) },
+		TLS:         func(domain, _ string) smtp.TLSPolicy { return tlsPolicy(current(), domain) },
+		Login:       func(domain, _ string) *smtp.Credentials { return loginFor(current(), domain) },
+		Self:        (&ourselves{config: current}).is,
 		Connections: func(string) int { return current().Queue.Domain },
 	}
 	manners(&o, first)

@@ -60,8 +60,8 @@ type Options struct {
 	MaxRecipients int
 	// Self tells whether a host or an address is this one: then it and all of the
 	// same or a worse preference are left out (RFC 5321 §5.1). The address is the
-	// zero Addr while only the name is known. Nil: nothing is, but for the port 25 of
-	// a loopback address, which always is, unless a route leads there.
+	// zero Addr while only the name is known, and is asked about for port 25 alone. Nil:
+	// nothing is. A loopback address always is, at port 25, unless a route leads there.
 	Self func(host string, addr netip.Addr) bool
 	// Group is the group that a domain is in: its site is apart from that of others
 	// with the same hosts then. "" is none; nil: no domain is in a group.

@@ -297,7 +297,11 @@ func (w *walk) look(ctx context.Context, g group) {
 // wrote 127.0.0.1 into the DNS meant our port 25, where mail would come back in as if
 // it were from here.
 func (w *walk) isSelf(host string, a netip.Addr, port uint16) bool {
-	if w.to.routed || !(a.Unmap().IsLoopback() && port == 25) && (w.x.o.Self == nil || !w.x.o.Self(host, a)) {
+	switch {
+	case w.to.routed, a.IsValid() && port != 25:
+		return false
+	case a.Unmap().IsLoopback():
+	case w.x.o.Self == nil, !w.x.o.Self(host, a):
 		return false
 	}
 	w.self, w.group = true, len(w.to.groups)
