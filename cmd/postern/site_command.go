@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 	"github.com/postern-mta/postern/cmd/postern/admin"
 	"github.com/postern-mta/postern/cmd/postern/admin/api"
 	"github.com/postern-mta/postern/cmd/postern/config"
+	"github.com/postern-mta/postern/queue/limit"
 )
 
 func siteCommand() *cobra.Command {
@@ -32,18 +35,68 @@ that follows what its servers answer.`,
 	return c
 }
 
+// siteChoice is which sites are listed, and in what order.
+type siteChoice struct {
+	suspended, limited bool
+	provider, sort     string
+}
+
+// siteOrders are the orders of a list of sites.
+var siteOrders = map[string]func(a, b *api.SiteState) int{
+	"name":   func(*api.SiteState, *api.SiteState) int { return 0 }, // as they come
+	"queued": func(a, b *api.SiteState) int { return cmp.Compare(b.Queued, a.Queued) },
+	"open":   func(a, b *api.SiteState) int { return cmp.Compare(b.Connections, a.Connections) },
+}
+
+// of are those sites and words of operators that are chosen.
+func (c *siteChoice) of(all []api.SiteState, held []api.SiteHeld) ([]api.SiteState, []api.SiteHeld, error) {
+	order, ok := siteOrders[c.sort]
+	if !ok {
+		return nil, nil, fmt.Errorf("--sort %s: use name, queued or open", clean(c.sort))
+	}
+	sites, words := []api.SiteState{}, []api.SiteHeld{}
+	for i := range all {
+		s := &all[i]
+		suspended := s.Binding != nil && s.Binding.What == suspendedWhat
+		if c.provider != "" && s.Provider != c.provider || (c.suspended || c.limited) && !(c.suspended && suspended || c.limited && isLimited(s, held)) {
+			continue
+		}
+		sites = append(sites, *s)
+	}
+	slices.SortStableFunc(sites, func(a, b api.SiteState) int { return order(&a, &b) })
+	for _, h := range held {
+		kind := !c.suspended && !c.limited || c.suspended && h.Suspended || c.limited && !h.Suspended
+		about := c.provider == "" || h.Level == limit.Provider.String() && h.Name == c.provider ||
+			slices.ContainsFunc(sites, func(s api.SiteState) bool { return countsFor(&s, &h) })
+		if kind && about {
+			words = append(words, h)
+		}
+	}
+	return sites, words, nil
+}
+
 func siteListCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "list",
 		Short: "List the sites that mail was sent to lately, and what operators have said",
 		Long: `List the sites that mail was sent to lately, with what was found out about them: the
 connections that are open, those that there may be, the number that worked when the
-server last refused one, and the messages a second. Below them stands what operators
-have said with postern site limit and suspend.`,
+server last refused one (the ceiling), the messages in a time, the recipients that wait, and
+what keeps the next connection now, or what the server has answered. Below them stands what
+operators have said with postern site limit and suspend.
+
+A site with many hosts is told by the first of them, and long answers are cut; --wide and
+--json have all of it, and so has postern site explain.`,
 		Args: cobra.NoArgs,
 	}
 	dial := clientFlags(c)
 	asJSON := c.Flags().Bool("json", false, "print JSON")
+	wide := c.Flags().Bool("wide", false, "print names and reasons in full")
+	var chosen siteChoice
+	c.Flags().BoolVar(&chosen.suspended, "suspended", false, "only what nothing is sent to")
+	c.Flags().BoolVar(&chosen.limited, "limited", false, "only what gets less than is configured, for its answers or by an operator, or is kept by a limit now; with --suspended either")
+	c.Flags().StringVar(&chosen.provider, "provider", "", "only the sites of this provider")
+	c.Flags().StringVar(&chosen.sort, "sort", "name", "the order: name, queued (the most first) or open (the most first)")
 	c.RunE = asking(dial, func(c *cobra.Command, _ []string, client *admin.Client) error {
 		all, err := client.SiteStates(c.Context())
 		if err != nil {
@@ -53,30 +106,34 @@ have said with postern site limit and suspend.`,
 		if err != nil {
 			return err
 		}
+		if all, held, err = chosen.of(all, held); err != nil {
+			return err
+		}
 		if *asJSON {
 			return printIndented(c.OutOrStdout(), struct {
 				Sites []api.SiteState `json:"sites"`
 				Held  []api.SiteHeld  `json:"held"`
 			}{all, held})
 		}
-		return printSiteStates(c.OutOrStdout(), all, held, time.Now())
+		return printSiteStates(c.OutOrStdout(), all, held, *wide, time.Now())
 	})
 	return c
 }
 
 func siteShowCommand() *cobra.Command {
 	return explaining("show DOMAIN", "Show a domain's site: hosts, addresses, groups, and what waits for it",
-		"Show the site of a domain: its hosts and their addresses, the provider and the groups that it\nis in, what waits for it, and what was found out about it. See postern site explain for the limits.",
+		"Show the site of a domain: its hosts and their addresses, the provider and the groups that it\nis in, what waits for it, what was found out about it, and servers that do not answer, with until\nwhen they are passed over. See postern site explain for the limits.",
 		printSite)
 }
 
 func siteExplainCommand() *cobra.Command {
 	return explaining("explain DOMAIN", "Say which limits count for a domain, where they come from, and which binds now",
-		`Say everything that decides about mail for a domain now: its site, hosts and addresses, each
+		`Say everything that decides about mail for a domain now: its site, hosts and addresses, what
+keeps the next connection or message, since when and why, and what can be done about it; each
 limit with where it comes from (the configuration's line, the shipped table, a default, or an
-operator), the tightest one (marked with >), what keeps the next connection, what was found
-out from the servers' answers and which answers moved it, and suspensions with their reason
-and end. Nothing is changed by asking.`,
+operator), the tightest one (marked with >, or * if it keeps the next one now); what was found
+out from the servers' answers and which answers moved it; servers that do not answer, and
+suspensions with their reason and end. Nothing is changed by asking.`,
 		printSiteExplanation)
 }
 

@@ -15,8 +15,9 @@ import (
 	"github.com/postern-mta/postern/queue/limit"
 )
 
-// printSiteStates prints sites, and what operators have said.
-func printSiteStates(w io.Writer, all []api.SiteState, held []api.SiteHeld, now time.Time) error {
+// printSiteStates prints sites, and what operators have said. A wide table has names
+// and reasons in full.
+func printSiteStates(w io.Writer, all []api.SiteState, held []api.SiteHeld, wide bool, now time.Time) error {
 	if len(all) > 0 {
 		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 		// Where all leaves from the address that the system chooses, that is not told.
@@ -25,16 +26,20 @@ func printSiteStates(w io.Writer, all []api.SiteState, held []api.SiteHeld, now 
 		if !slices.ContainsFunc(all, func(s api.SiteState) bool { return s.Source != "" && s.Source != config.DefaultLimits }) {
 			source, head = func(string) string { return "" }, ""
 		}
-		fmt.Fprintln(t, "SITE\t"+head+"PROVIDER\tOPEN\tALLOWED\tCEILING\tRATE\tSTATE")
+		fmt.Fprintln(t, "SITE\t"+head+"PROVIDER\tOPEN\tALLOWED\tCEILING\tRATE\tQUEUED\tSTATE")
 		for i := range all {
 			s := &all[i]
-			fmt.Fprintf(t, "%s\t%s%s\t%d\t%d\t%s\t%s\t%s\n", clean(s.Site), source(s.Source), dash(clean(s.Provider)), s.Connections, s.Allowed, dash(positiveText(s.Ceiling)), dash(rateText(s.Rate)), controlWords(&s.SiteControl, now))
+			name, state := clean(s.Site), clean(stateWords(s, now))
+			if !wide {
+				name, state = shortName(name), shortened(state, maxShortState)
+			}
+			fmt.Fprintf(t, "%s\t%s%s\t%d\t%d\t%s\t%s\t%d\t%s\n", name, source(s.Source), dash(clean(s.Provider)), s.Connections, s.Allowed, dash(positiveText(s.Ceiling)), dash(rateText(s.Rate)), s.Queued, state)
 		}
 		if err := t.Flush(); err != nil {
 			return err
 		}
 	}
-	return printSiteHeld(w, held)
+	return printSiteHeld(w, held, now)
 }
 
 func dash(s string) string {
@@ -58,31 +63,7 @@ func rateText(r float64) string {
 	return limit.RateText(r)
 }
 
-// controlWords are the state of what was found out, in a few words.
-func controlWords(c *api.SiteControl, now time.Time) string {
-	switch {
-	case c.Suspended != "":
-		return "suspended until " + c.Suspended + optional(": ", c.Why)
-	case c.Failures > 0:
-		return "failed " + times(c.Failures)
-	case c.Probing:
-		return "tries more than its ceiling"
-	case c.Ceiling > 0 && c.Probe != "":
-		if at, err := time.Parse(time.RFC3339, c.Probe); err == nil && at.After(now) {
-			return "tries more at " + c.Probe
-		}
-	}
-	return "-"
-}
-
-func times(n int) string {
-	if n == 1 {
-		return "once"
-	}
-	return strconv.Itoa(n) + " times running"
-}
-
-func printSiteHeld(w io.Writer, held []api.SiteHeld) error {
+func printSiteHeld(w io.Writer, held []api.SiteHeld, now time.Time) error {
 	for i := range held {
 		h := &held[i]
 		what := "suspended"
@@ -91,9 +72,13 @@ func printSiteHeld(w io.Writer, held []api.SiteHeld) error {
 		}
 		until := " until postern site resume"
 		if h.Until != "" {
-			until = " until " + h.Until
+			until = " until " + when(h.Until, now)
 		}
-		if _, err := fmt.Fprintf(w, "%s %s is %s%s%s\n", h.Level, clean(h.Name), what, until, optional(": ", h.Why)); err != nil {
+		since := ""
+		if h.Since != "" {
+			since = ", said " + ago(h.Since, now)
+		}
+		if _, err := fmt.Fprintf(w, "%s %s is %s%s%s%s\n", h.Level, clean(h.Name), what, until, optional(": ", h.Why), since); err != nil {
 			return err
 		}
 	}
@@ -127,8 +112,13 @@ func printProviders(w io.Writer, all []api.Provider) error {
 	return t.Flush()
 }
 
-// printSite prints what a site is.
+// printSite prints what a site is, and how it does.
 func printSite(w io.Writer, e *api.SiteExplanation, now time.Time) error {
+	return printSiteWith(w, e, clean(stateWords(&api.SiteState{SiteControl: e.Control, Binding: e.Binding}, now)), now)
+}
+
+// printSiteWith prints what a site is, with its state in words, if there are any.
+func printSiteWith(w io.Writer, e *api.SiteExplanation, state string, now time.Time) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(name, value string) { fmt.Fprintf(t, "%s\t%s\n", name, value) }
 	line("domain", clean(e.Domain))
@@ -139,13 +129,17 @@ func printSite(w io.Writer, e *api.SiteExplanation, now time.Time) error {
 		line("source", clean(e.Source))
 	}
 	hosts := clean(strings.Join(e.Hosts, ", "))
-	if e.Routed {
-		hosts = strings.TrimSpace(hosts + " (by a route)")
+	if hosts = dash(hosts); e.Routed {
+		hosts += " (by a route)"
 	}
-	line("hosts", dash(hosts))
+	line("hosts", hosts)
 	line("addresses", dash(strings.Join(e.Addresses, ", ")))
 	if q := e.Queue; q != nil {
-		line("queue", fmt.Sprintf("%d waiting, %d in flight, %d held", q.Queued, q.InFlight, q.Held))
+		waiting := fmt.Sprintf("%d waiting, %d in flight, %d held", q.Queued, q.InFlight, q.Held)
+		if q.Queued > 0 && q.Due == 0 {
+			waiting += optional("; the next is due ", when(q.NextDue, now))
+		}
+		line("queue", waiting)
 	}
 	c := &e.Control
 	line("connections", fmt.Sprintf("%d open, %d taken by the server, %d allowed for what it answers", c.Connections, c.Accepted, c.Allowed))
@@ -155,28 +149,60 @@ func printSite(w io.Writer, e *api.SiteExplanation, now time.Time) error {
 	if c.Rate > 0 {
 		line("rate", rateText(c.Rate)+" for what it answers")
 	}
-	line("state", controlWords(c, now))
+	if state != "" {
+		line("state", state)
+	}
+	if c.Said != nil && (e.Binding == nil || e.Binding.Why != c.Said.Text) {
+		line("last answer", ago(c.Said.Time, now)+", "+saidWords[c.Said.Class]+": "+clean(c.Said.Text))
+	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
 	if err := printSilent(w, e.Silent, now); err != nil {
 		return err
 	}
-	return printSiteHeld(w, e.Held)
+	return printSiteHeld(w, e.Held, now)
+}
+
+// saidWords are what an answer says about limits, by its class.
+var saidWords = map[string]string{
+	"count": "too many connections", "rate": "too fast", "blocked": "we are blocked", "greylisted": "greylisted, which moves nothing",
+	"down": "a server in trouble",
+}
+
+// printBinding prints what keeps the next connection, and what can be done.
+func printBinding(w io.Writer, e *api.SiteExplanation, now time.Time) error {
+	text := "nothing keeps the next connection\n"
+	if b := e.Binding; b != nil {
+		what := "connection"
+		if b.What == "messages" {
+			what = "message"
+		}
+		since := ""
+		if b.Since != "" {
+			since = ", since " + when(b.Since, now)
+		}
+		text = fmt.Sprintf("the next %s is kept by %s %s: %s%s%s%s%s\n", what, b.Level, clean(b.Name), b.What, optional(" ", b.Limit), optional(" until ", when(b.Until, now)), optional(": ", b.Why), since)
+	}
+	for _, line := range advice(e, now) {
+		text += "  " + clean(line) + "\n"
+	}
+	_, err := io.WriteString(w, text)
+	return err
 }
 
 // printSilent prints servers that did not answer.
 func printSilent(w io.Writer, all []api.SiteSilent, now time.Time) error {
 	for i := range all {
 		s := &all[i]
-		line := "server " + s.Address + optional(" ", bracketed(clean(s.Host))) + " did not answer " + times(s.Failures) + ", last " + s.Last
+		line := "server " + s.Address + optional(" ", bracketed(clean(s.Host))) + " did not answer " + times(s.Failures) + ", last " + ago(s.Last, now)
 		switch {
 		case s.Until == "":
 			line += "; it is still tried"
 		case isOver(s.Until, now):
 			line += "; it is tried with the next message"
 		default:
-			line += "; it is passed over until " + s.Until + " (see postern site forget)"
+			line += "; it is passed over until " + when(s.Until, now)
 		}
 		if _, err := fmt.Fprintln(w, line); err != nil {
 			return err
@@ -198,9 +224,13 @@ func isOver(at string, now time.Time) bool {
 	return err == nil && !t.After(now)
 }
 
-// printSiteExplanation prints what a site is, and every limit.
+// printSiteExplanation prints what a site is, what keeps its mail, and every limit.
 func printSiteExplanation(w io.Writer, e *api.SiteExplanation, now time.Time) error {
-	if err := printSite(w, e, now); err != nil {
+	if err := printSiteWith(w, e, "", now); err != nil {
+		return err
+	}
+	fmt.Fprintln(w)
+	if err := printBinding(w, e, now); err != nil {
 		return err
 	}
 	fmt.Fprintln(w)
@@ -220,21 +250,22 @@ func printSiteExplanation(w io.Writer, e *api.SiteExplanation, now time.Time) er
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintln(w)
+	if len(e.Sources) > 0 {
+		fmt.Fprintln(w)
+	}
 	if err := printSiteSources(w, e.Sources); err != nil {
 		return err
-	}
-	if b := e.Binding; b == nil {
-		fmt.Fprintln(w, "nothing keeps the next connection")
-	} else {
-		fmt.Fprintf(w, "the next connection is kept by %s %s: %s%s%s%s\n", b.Level, clean(b.Name), b.What, optional(" ", b.Limit), optional(" until ", b.Until), optional(": ", b.Why))
 	}
 	if len(e.Control.Moves) == 0 {
 		return nil
 	}
-	fmt.Fprintln(w, "what its answers have moved:")
+	fmt.Fprintln(w, "\nwhat its answers have moved:")
 	for _, m := range e.Control.Moves {
-		fmt.Fprintf(w, "  %s  %s%s -> %s  %s\n", m.Time, m.What, optional(" ", m.From), m.To, clean(m.Why))
+		moved := optional(" ", m.From) + " -> " + m.To
+		if m.From == "" {
+			moved = " for " + m.To
+		}
+		fmt.Fprintf(w, "  %s  %s%s  %s\n", m.Time, m.What, moved, clean(m.Why))
 	}
 	return nil
 }

@@ -72,9 +72,5 @@ func printSiteSources(w io.Writer, all []api.SiteSource) error {
 		}
 		fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%s\t%s\n", clean(s.Name), clean(strings.Join(s.Pools, ", ")), s.Connections, s.Allowed, warm, state)
 	}
-	if err := t.Flush(); err != nil {
-		return err
-	}
-	_, err := fmt.Fprintln(w)
-	return err
+	return t.Flush()
 }

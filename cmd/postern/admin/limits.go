@@ -14,7 +14,8 @@ import (
 // Limits are what is known of sites and their limits. The functions are called
 // concurrently.
 type Limits interface {
-	// List are the sites from a name on, by name, at most so many.
+	// List are the sites from a name on, by name and source, at most so many; the name
+	// may have a NUL and a source behind it.
 	List(from string, most int) []api.SiteState
 	// Held are the operators' words that hold.
 	Held() []api.SiteHeld
@@ -114,7 +115,8 @@ func (c *Client) SiteStates(ctx context.Context) ([]api.SiteState, error) {
 		if len(page) < api.MaxSites {
 			return all, nil
 		}
-		v.Set("from", page[len(page)-1].Site+"\x00")
+		last := &page[len(page)-1]
+		v.Set("from", last.Site+"\x00"+last.Source+"\x00")
 	}
 }
 
