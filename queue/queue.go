@@ -159,6 +159,7 @@ type Queue struct {
 	many   map[store.ID]tally
 	tracks map[store.ID]*track
 	idle   []*track // those kept without users, the longest idle first
+	fresh  fresh
 	owing  owing
 	// attempts counts since the queue was opened, by channel.
 	attempts map[string]Attempts

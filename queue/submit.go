@@ -69,6 +69,7 @@ func (q *Queue) apply(ctx context.Context, b *store.Batch, later bool) error {
 	if err := q.o.Store.Apply(ctx, b, later); err != nil {
 		return err
 	}
+	q.keepFresh(b.Puts, tracks)
 	for i := range b.Puts {
 		q.enter(&b.Puts[i])
 	}

@@ -28,6 +28,7 @@ type track struct {
 	removed, held bool
 	damaged       bool // found to be unreadable by an operator's deletion
 	loaded        *loaded
+	fresh         int64 // while it is kept until it is first loaded: the bytes that it counts for
 }
 
 // latch is a lock for which one can wait with a deadline, because its holder
@@ -98,9 +99,10 @@ func (q *Queue) untrack(all ...*track) {
 // drop gives a track up and adds to gone what is to be released without the
 // lock.
 func (q *Queue) drop(t *track, gone []*loaded) []*loaded {
-	if t.users--; t.users > 0 {
+	if t.users--; t.users > 0 || t.fresh > 0 && !t.removed && q.state != closed {
 		return gone
 	}
+	q.used(t)
 	if t.removed || t.recipients() < keepFrom || q.state == closed {
 		delete(q.tracks, t.id)
 		return append(gone, t.loaded)
@@ -132,12 +134,20 @@ func (q *Queue) dropIdle() {
 	q.mu.Lock()
 	idle := q.idle
 	q.idle = nil
+	var gone []*loaded
 	for _, t := range idle {
 		delete(q.tracks, t.id)
+		gone = append(gone, t.loaded)
 	}
+	for _, a := range q.fresh.line {
+		if t := q.tracks[a.id]; t != nil && t.fresh > 0 {
+			gone = q.stale(t, gone)
+		}
+	}
+	q.fresh.line = nil
 	q.mu.Unlock()
-	for _, t := range idle {
-		t.loaded.release()
+	for _, l := range gone {
+		l.release()
 	}
 }
 
@@ -147,11 +157,12 @@ func (q *Queue) loadTrack(t *track) (*loaded, error) {
 	defer t.reading.Unlock()
 	q.mu.Lock()
 	l := t.loaded
+	q.used(t)
 	q.mu.Unlock()
 	if l != nil {
 		return l, nil
 	}
-	l, err := q.read(t.id)
+	l, err := q.readApart(t.id)
 	if err != nil {
 		return nil, err
 	}
@@ -159,6 +170,18 @@ func (q *Queue) loadTrack(t *track) (*loaded, error) {
 	t.loaded = l
 	q.mu.Unlock()
 	return l, nil
+}
+
+// readApart is read on a goroutine of its own: it goes deep, and the delivery that
+// waits for a server afterwards should not be left with so large a stack.
+func (q *Queue) readApart(id store.ID) (l *loaded, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		l, err = q.read(id)
+	}()
+	<-done
+	return l, err
 }
 
 // read reads a message from the store; its body is held by the caller.
