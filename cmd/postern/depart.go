@@ -78,6 +78,11 @@ func (d departure) run(ctx context.Context, l leaving, host string, form message
 	if chain == nil || !chain.JudgesAt(pipeline.AtDelivery) {
 		return l.message, nil
 	}
+	return d.judge(ctx, chain, &l, marked, host, form)
+}
+
+// judge has filters look at the message, which it gives up.
+func (d departure) judge(ctx context.Context, chain *pipeline.Chain, l *leaving, marked bool, host string, form message.Form) (message.Message, error) {
 	defer l.message.Body().Release() //nolint:errcheck // the spool sweeps what is left behind
 	origin := l.origin()
 	if marked {
