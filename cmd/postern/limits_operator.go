@@ -236,6 +236,9 @@ func (l *limits) lines(now time.Time, p limit.Path, x limit.Explanation, held []
 		}
 		of := l.limited(line.Key)
 		from := of.From(line.What)
+		if line.Key.Level == limit.Adapted {
+			from = "what it answered"
+		}
 		for _, h := range held {
 			if h.Key == line.Key && !h.Suspended && operatorSaid(h.Bounds, line.What) {
 				from = "operator" + untilText(h.Until) + optional(": ", clean(h.Why))

@@ -28,6 +28,12 @@
 // refusal if one that was there before goes on to carry messages to the same
 // address; else the site is down.
 //
+// Servers count connections by address or by provider, whatever domains they are
+// for. A refusal while other sites have connections to the same address is
+// therefore taken for one of that address, too, and else while other sites of the
+// provider have any for one of the provider; what was found out so moves in the
+// same way and holds for all sites from that source.
+//
 // A refusal for the rate ("too many messages") halves the rate that was
 // measured, which climbs back by steps to just below what was measured, and is
 // tried above that at the same growing intervals.

@@ -85,7 +85,8 @@ type Gate struct {
 	holds    map[Key]hold
 	blocks   map[pair]block // by provider and source
 	quotas   map[quotaKey]*quota
-	woken    []string // to be told when the lock is free
+	shares   map[pair]*share // with anything open
+	woken    []string        // to be told when the lock is free
 }
 
 type pair struct{ site, source string }
@@ -113,7 +114,7 @@ func New(o Options) *Gate {
 	if o.Classes == nil {
 		o.Classes = &Classes{}
 	}
-	return &Gate{o: o, counters: map[Key]*counter{}, controls: map[pair]*Control{}, holds: map[Key]hold{}, blocks: map[pair]block{}, quotas: map[quotaKey]*quota{}}
+	return &Gate{o: o, counters: map[Key]*counter{}, controls: map[pair]*Control{}, holds: map[Key]hold{}, blocks: map[pair]block{}, quotas: map[quotaKey]*quota{}, shares: map[pair]*share{}}
 }
 
 // unlock frees the Gate and tells who may ask again.
@@ -237,6 +238,7 @@ type Ticket struct {
 	rcpts   int
 	closed  bool
 	greeted bool // at the address
+	joined  []joined
 }
 
 // Open asks for a connection. Either it is admitted, and counts at all levels, or
@@ -260,13 +262,18 @@ func (g *Gate) open(now time.Time, p Path) (*Ticket, *Refusal) {
 	}
 	c := g.control(p)
 	no = tighter(tighter(no, g.controlAdmits(now, p, c)), g.exhausted(now, p, false))
+	no = tighter(no, g.providerAdmits(now, p))
 	if no != nil {
 		return nil, no
 	}
 	for _, k := range keys {
 		g.enter(now, k)
 	}
-	return &Ticket{g: g, path: p, keys: keys, control: c, conn: c.opened(now)}, nil
+	t := &Ticket{g: g, path: p, keys: keys, control: c, conn: c.opened(now)}
+	if p.Provider != "" {
+		t.join(now, Key{Provider, p.Provider})
+	}
+	return t, nil
 }
 
 // controlAdmits looks whether a Control would admit a connection.
@@ -359,6 +366,7 @@ func (t *Ticket) At(now time.Time, address string, groups ...string) *Refusal {
 	for _, k := range keys {
 		no = tighter(no, g.admits(now, k, g.bounds(now, k)))
 	}
+	no = tighter(no, g.shareAdmits(now, keys[0], t.path.Source))
 	if no != nil {
 		g.refuse(no, t.path.Site)
 		return no
@@ -367,6 +375,7 @@ func (t *Ticket) At(now time.Time, address string, groups ...string) *Refusal {
 		g.enter(now, k)
 	}
 	t.at = keys
+	t.join(now, keys[0])
 	return nil
 }
 
@@ -375,6 +384,7 @@ func (t *Ticket) leaveAddress(now time.Time) {
 		t.g.counter(t.at[0]).greeted--
 		t.greeted = false
 	}
+	t.part(now, Address)
 	for _, k := range t.at {
 		t.g.leave(now, k)
 	}
@@ -420,6 +430,7 @@ func (t *Ticket) Close(now time.Time) {
 func (t *Ticket) close(now time.Time) {
 	t.closed = true
 	t.leaveAddress(now)
+	t.part(now, levels)
 	for _, k := range t.keys {
 		t.g.leave(now, k)
 	}
@@ -486,6 +497,7 @@ func (t *Ticket) Greeted(now time.Time) {
 	}
 	slept := t.control.asleep
 	t.control.greeted(now, &t.conn)
+	t.shareGreeted(now)
 	t.awake(slept)
 }
 
@@ -514,6 +526,7 @@ func (t *Ticket) Taken(now time.Time) {
 	was := c.limit
 	c.succeeded(now, &t.conn, most(t.g.bounds(now, Key{Site, t.path.Site}).Connections))
 	t.g.free(Key{Adapted, t.path.adapted()}, c.limit-was)
+	t.shareTaken(now)
 }
 
 // awake has a site ask again that slept until now. The Gate is locked.
@@ -538,6 +551,7 @@ func (t *Ticket) Said(now time.Time, a Answer) Meaning {
 	switch c := t.control; m.Class {
 	case Count:
 		c.tooMany(now, &t.conn, why)
+		t.shareRefused(now, why)
 	case Speed:
 		c.tooFast(now, &t.conn, why)
 	case Blocked:

@@ -119,9 +119,12 @@ func (g *Gate) Sweep(now time.Time) {
 			delete(g.controls, p)
 			continue
 		}
-		key := Key{Adapted, Path{Site: p.site, Source: p.source}.adapted()}
+		key, of := Key{Adapted, Path{Site: p.site, Source: p.source}.adapted()}, Key{Site, p.site}
+		if k, ok := p.shared(); ok {
+			key, of = k, k
+		}
 		if n := g.counters[key]; n != nil && len(n.waiting) > 0 {
-			g.free(key, max(0, c.connections(now, most(g.bounds(now, Key{Site, p.site}).Connections))-c.open))
+			g.free(key, max(0, c.connections(now, most(g.bounds(now, of).Connections))-c.open))
 		}
 	}
 	g.sweepPools(now)
@@ -212,6 +215,7 @@ func (g *Gate) Explain(now time.Time, p Path, addresses ...string) Explanation {
 			}
 		}
 	}
+	e.Lines = append(e.Lines, g.shareLines(now, keys, p.Source)...)
 	control := g.controls[pair{p.Site, p.Source}]
 	if control == nil {
 		control = newControl()
@@ -248,6 +252,7 @@ func (g *Gate) keeps(now time.Time, p Path) (no *Refusal) {
 		}
 	}
 	no = tighter(tighter(no, g.lookControl(now, p, control)), g.exhausted(now, p, true))
+	no = tighter(no, g.providerAdmits(now, p))
 	if no == nil {
 		no = g.lookMessage(now, p, control)
 	}
