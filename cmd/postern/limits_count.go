@@ -65,8 +65,14 @@ func (l *limits) Stats() admin.LimitStats {
 			s.Suspended["operator"]++
 		}
 	}
+	blocked := map[[2]string]bool{}
+	for _, b := range l.gate.Blocks(now) {
+		blocked[[2]string{b.Provider, b.Source}] = true
+		s.Suspended["answers"]++
+	}
 	for _, site := range l.gate.Sites(now) {
-		if !site.Control.Until.IsZero() {
+		// A site of a provider that blocks us is suspended with it.
+		if !site.Control.Until.IsZero() && !blocked[[2]string{l.path(site.Site).Provider, site.Source}] {
 			s.Suspended["answers"]++
 		}
 	}

@@ -301,6 +301,29 @@ func TestLimitsListed(t *testing.T) {
 	}
 }
 
+// TestBlockCountsOnce: a provider that blocks us is one suspension, with all its sites.
+func TestBlockCountsOnce(t *testing.T) {
+	r := newLimitsRig(t, limitsZone, "")
+	for i, domain := range []string{"gmail.example", "one.example"} {
+		name, err := r.locate(context.Background(), domain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, no := r.gate.Open(r.clock, r.path(name))
+		if no != nil {
+			t.Fatal(no)
+		}
+		k.Said(r.clock, limit.Answer{Code: 421, Text: "4.7.0 [TSS04] Messages temporarily deferred due to user complaints"})
+		k.Close(r.clock)
+		if n := r.Stats().Suspended["answers"]; n != i+1 {
+			t.Errorf("%s: %d suspensions", domain, n)
+		}
+	}
+	if list := r.List("", 10); len(list) != 2 || list[0].Binding == nil || list[0].Binding.What != "suspended" {
+		t.Errorf("%+v", list)
+	}
+}
+
 // TestLimitsLearn has a server refuse the third connection, and be blocked later.
 func TestLimitsLearn(t *testing.T) {
 	r := newLimitsRig(t, limitsZone, "")
