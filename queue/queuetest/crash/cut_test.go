@@ -119,41 +119,34 @@ func TestKills(t *testing.T) {
 // flushed is lost, one that was is not, nor is the name of one in a flushed
 // directory.
 func TestCutsAreReal(t *testing.T) {
-	p := needPrograms(t)
-	if p == nil {
-		return
-	}
-	for _, k := range kinds {
-		t.Run(k.name, func(t *testing.T) {
-			t.Parallel()
-			v := newVolume(t, k, p.folder(t), imageSize, false)
-			const content = "a message that somebody waits for\n"
-			err := writeFile(filepath.Join(v.dir, "flushed"), content, func(f *os.File) error {
-				d, err := os.Open(v.dir)
-				if err != nil {
-					return err
-				}
-				return errors.Join(f.Sync(), d.Sync(), d.Close())
-			})
-			if err == nil {
-				err = writeFile(filepath.Join(v.dir, "unflushed"), content, func(*os.File) error { return nil })
-			}
+	onKinds(t, func(t *testing.T, p *programs, k kind) {
+		v := newVolume(t, k, p.folder(t), imageSize, false)
+		const content = "a message that somebody waits for\n"
+		err := writeFile(filepath.Join(v.dir, "flushed"), content, func(f *os.File) error {
+			d, err := os.Open(v.dir)
 			if err != nil {
-				t.Fatal(err)
+				return err
 			}
-			v.cut()
-			if err := os.WriteFile(filepath.Join(v.dir, "after"), nil, 0o600); err == nil {
-				t.Error("a file can be made after the power is gone")
-			}
-			v.remount(false)
-			if b, err := os.ReadFile(filepath.Join(v.dir, "flushed")); err != nil || string(b) != content {
-				t.Errorf("what was flushed is lost: %q, %v", b, err)
-			}
-			if b, err := os.ReadFile(filepath.Join(v.dir, "unflushed")); err == nil && strings.TrimRight(string(b), "\x00") != "" {
-				t.Errorf("what was not flushed is there: %q: this is no power cut", b)
-			}
+			return errors.Join(f.Sync(), d.Sync(), d.Close())
 		})
-	}
+		if err == nil {
+			err = writeFile(filepath.Join(v.dir, "unflushed"), content, func(*os.File) error { return nil })
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		v.cut()
+		if err := os.WriteFile(filepath.Join(v.dir, "after"), nil, 0o600); err == nil {
+			t.Error("a file can be made after the power is gone")
+		}
+		v.remount(false)
+		if b, err := os.ReadFile(filepath.Join(v.dir, "flushed")); err != nil || string(b) != content {
+			t.Errorf("what was flushed is lost: %q, %v", b, err)
+		}
+		if b, err := os.ReadFile(filepath.Join(v.dir, "unflushed")); err == nil && strings.TrimRight(string(b), "\x00") != "" {
+			t.Errorf("what was not flushed is there: %q: this is no power cut", b)
+		}
+	})
 }
 
 func writeFile(path, content string, flush func(*os.File) error) error {

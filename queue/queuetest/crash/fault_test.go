@@ -55,97 +55,76 @@ var out = mix{sizes: []int{200, 4 * kib, 100 * kib}, to: [][]string{{"ann@out.ex
 // TestLowWater passes the low-water mark of bytes: new mail is put off, old
 // mail is delivered, and the service comes back by itself.
 func TestLowWater(t *testing.T) {
-	p := needPrograms(t)
-	if p == nil {
-		return
-	}
-	for _, k := range kinds {
-		t.Run(k.name, func(t *testing.T) {
-			t.Parallel()
-			g := chance(t)
-			w := newWorld(t, p, setup{kind: k, size: 320 << 20, low: "24 MB", steps: away(60)})
-			w.up()
-			w.sendAll(out, g, 30, 0)
-			if !w.v.fill("filler", 12<<20) {
-				t.Fatal("the disk could not be filled")
-			}
-			time.Sleep(beat)
-			w.sendAll(out, g, 10, 53)
-			w.drain(mostDrain) // while there is no room for more
-			w.sendAll(out, g, 5, 53)
-			w.v.clear("filler")
-			time.Sleep(beat)
-			w.sendAll(out, g, 10, 0)
-			w.drain(mostDrain)
-			w.finish()
-			t.Logf("%s: low-water mark: %v", k.name, w)
-		})
-	}
+	onKinds(t, func(t *testing.T, p *programs, k kind) {
+		g := chance(t)
+		w := newWorld(t, p, setup{kind: k, size: 320 << 20, low: "24 MB", steps: away(60)})
+		w.up()
+		w.sendAll(out, g, 30, 0)
+		if !w.v.fill("filler", 12<<20) {
+			t.Fatal("the disk could not be filled")
+		}
+		time.Sleep(beat)
+		w.sendAll(out, g, 10, 53)
+		w.drain(mostDrain) // while there is no room for more
+		w.sendAll(out, g, 5, 53)
+		w.v.clear("filler")
+		time.Sleep(beat)
+		w.sendAll(out, g, 10, 0)
+		w.drain(mostDrain)
+		w.finish()
+		t.Logf("%s: low-water mark: %v", k.name, w)
+	})
 }
 
 // TestDiskFull takes every byte of the disk faster than the low-water mark can
 // tell, under load, several times.
 func TestDiskFull(t *testing.T) {
-	p := needPrograms(t)
-	if p == nil {
-		return
-	}
-	for _, k := range kinds {
-		t.Run(k.name, func(t *testing.T) {
-			t.Parallel()
-			g := chance(t)
-			w := newWorld(t, p, setup{kind: k, size: 320 << 20, low: "1 MB", steps: late()})
-			w.up()
-			stop := w.supervise()
-			for round := range number(t, "POSTERN_ROUNDS", 1, 5) {
-				a := inject(w.daemon, w.ledger, elsewhere, g, 4, 5*time.Millisecond)
-				for i := range 40 {
-					time.Sleep(50 * time.Millisecond)
-					w.v.fill(fmt.Sprintf("filler.%d.%d", round, i), 0)
-				}
-				a.stop()
-				w.clearAll("filler.*")
-				took := w.recover(elsewhere, g)
-				w.drain(mostDrain)
-				t.Logf("%s, round %d: mail is taken again after %v", k.name, round, took.Round(time.Millisecond))
+	onKinds(t, func(t *testing.T, p *programs, k kind) {
+		g := chance(t)
+		w := newWorld(t, p, setup{kind: k, size: 320 << 20, low: "1 MB", steps: late()})
+		w.up()
+		stop := w.supervise()
+		for round := range number(t, "POSTERN_ROUNDS", 1, 5) {
+			a := inject(w.daemon, w.ledger, elsewhere, g, 4, 5*time.Millisecond)
+			for i := range 40 {
+				time.Sleep(50 * time.Millisecond)
+				w.v.fill(fmt.Sprintf("filler.%d.%d", round, i), 0)
 			}
-			stop()
-			if w.count(53) == 0 {
-				t.Error("no shim heard that the disk is full")
-			}
-			w.finish()
-			t.Logf("%s: full disk: %v; ballast given up %d times", k.name, w, w.said("the ballast file was given up"))
-		})
-	}
+			a.stop()
+			w.clearAll("filler.*")
+			took := w.recover(elsewhere, g)
+			w.drain(mostDrain)
+			t.Logf("%s, round %d: mail is taken again after %v", k.name, round, took.Round(time.Millisecond))
+		}
+		stop()
+		if w.count(53) == 0 {
+			t.Error("no shim heard that the disk is full")
+		}
+		w.finish()
+		t.Logf("%s: full disk: %v; ballast given up %d times", k.name, w, w.said("the ballast file was given up"))
+	})
 }
 
 // TestStartOnFullDisk starts the daemon where not a byte is free but the
 // ballast: it must serve, deliver what it holds, and take nothing.
 func TestStartOnFullDisk(t *testing.T) {
-	p := needPrograms(t)
-	if p == nil {
-		return
-	}
-	for _, k := range kinds {
-		t.Run(k.name, func(t *testing.T) {
-			t.Parallel()
-			g := chance(t)
-			w := newWorld(t, p, setup{kind: k, size: imageSize, low: "120 MB", steps: away(60)})
-			w.up()
-			w.sendAll(out, g, 30, 0)
-			w.kill()
-			w.v.fill("filler", 0)
-			w.up()
-			w.sendAll(out, g, 5, 53)
-			w.drain(mostDrain)
-			w.v.clear("filler")
-			time.Sleep(beat)
-			w.sendAll(out, g, 5, 0)
-			w.drain(mostDrain)
-			w.finish()
-			t.Logf("%s: started on a full disk: %v", k.name, w)
-		})
-	}
+	onKinds(t, func(t *testing.T, p *programs, k kind) {
+		g := chance(t)
+		w := newWorld(t, p, setup{kind: k, size: imageSize, low: "120 MB", steps: away(60)})
+		w.up()
+		w.sendAll(out, g, 30, 0)
+		w.kill()
+		w.v.fill("filler", 0)
+		w.up()
+		w.sendAll(out, g, 5, 53)
+		w.drain(mostDrain)
+		w.v.clear("filler")
+		time.Sleep(beat)
+		w.sendAll(out, g, 5, 0)
+		w.drain(mostDrain)
+		w.finish()
+		t.Logf("%s: started on a full disk: %v", k.name, w)
+	})
 }
 
 func (w *world) clearAll(pattern string) {

@@ -21,66 +21,59 @@ import (
 // daemon is down. It cannot start then, and does when the file system can be
 // written again.
 func TestRemount(t *testing.T) {
-	p := needPrograms(t)
-	if p == nil {
-		return
-	}
-	for _, k := range kinds {
-		t.Run(k.name, func(t *testing.T) {
-			t.Parallel()
-			g := chance(t)
-			w := newWorld(t, p, setup{kind: k, size: 320 << 20, low: "1 MB", steps: late()})
-			w.up()
-			stop := w.supervise()
-			a := inject(w.daemon, w.ledger, everything, g, 4, 5*time.Millisecond)
-			refused := 0
-			for range 20 {
-				time.Sleep(25 * time.Millisecond)
-				if err := w.v.remountAs(true); errors.Is(err, unix.EBUSY) {
-					refused++
-				} else if err != nil {
-					t.Fatal(err)
-				}
-			}
-			if starts, exits := w.history(); refused < 20 || starts != 1 {
-				t.Fatalf("a file system in use was made read-only: %d of 20 refused, exits %s", refused, exits)
-			}
-			for try := 0; ; try++ {
-				proc, ended := w.running()
-				proc.Process.Kill() //nolint:errcheck // it may have ended by itself
-				<-ended
-				err := w.v.remountAs(true)
-				if err == nil {
-					break
-				}
-				if !errors.Is(err, unix.EBUSY) || try == 50 {
-					t.Fatal(err)
-				}
-			}
-			time.Sleep(500 * time.Millisecond) // shims that have their answer end
-			taken := w.count(0)
-			starts, _ := w.history()
-			for begun := time.Now(); ; time.Sleep(100 * time.Millisecond) {
-				if n, _ := w.history(); n >= starts+10 {
-					break
-				} else if time.Since(begun) > mostRecovery {
-					t.Fatalf("the daemon was started %d times, and does not end, on a file system that it cannot write", n-starts)
-				}
-			}
-			if n := w.count(0); n != taken {
-				t.Errorf("%d messages were taken by a disk that cannot be written", n-taken)
-			}
-			if err := w.v.remountAs(false); err != nil {
+	onKinds(t, func(t *testing.T, p *programs, k kind) {
+		g := chance(t)
+		w := newWorld(t, p, setup{kind: k, size: 320 << 20, low: "1 MB", steps: late()})
+		w.up()
+		stop := w.supervise()
+		a := inject(w.daemon, w.ledger, everything, g, 4, 5*time.Millisecond)
+		refused := 0
+		for range 20 {
+			time.Sleep(25 * time.Millisecond)
+			if err := w.v.remountAs(true); errors.Is(err, unix.EBUSY) {
+				refused++
+			} else if err != nil {
 				t.Fatal(err)
 			}
-			a.stop()
-			took := w.recover(everything, g)
-			w.drain(mostDrain)
-			stop()
-			w.finish()
-			t.Logf("%s: mail is taken again %v after the file system can be written; %v", k.name, took.Round(time.Millisecond), w)
-		})
-	}
+		}
+		if starts, exits := w.history(); refused < 20 || starts != 1 {
+			t.Fatalf("a file system in use was made read-only: %d of 20 refused, exits %s", refused, exits)
+		}
+		for try := 0; ; try++ {
+			proc, ended := w.running()
+			proc.Process.Kill() //nolint:errcheck // it may have ended by itself
+			<-ended
+			err := w.v.remountAs(true)
+			if err == nil {
+				break
+			}
+			if !errors.Is(err, unix.EBUSY) || try == 50 {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(500 * time.Millisecond) // shims that have their answer end
+		taken := w.count(0)
+		starts, _ := w.history()
+		for begun := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+			if n, _ := w.history(); n >= starts+10 {
+				break
+			} else if time.Since(begun) > mostRecovery {
+				t.Fatalf("the daemon was started %d times, and does not end, on a file system that it cannot write", n-starts)
+			}
+		}
+		if n := w.count(0); n != taken {
+			t.Errorf("%d messages were taken by a disk that cannot be written", n-taken)
+		}
+		if err := w.v.remountAs(false); err != nil {
+			t.Fatal(err)
+		}
+		a.stop()
+		took := w.recover(everything, g)
+		w.drain(mostDrain)
+		stop()
+		w.finish()
+		t.Logf("%s: mail is taken again %v after the file system can be written; %v", k.name, took.Round(time.Millisecond), w)
+	})
 }
 
 // remountAs makes the file system read-only, or writable again.

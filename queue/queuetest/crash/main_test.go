@@ -165,6 +165,20 @@ func needPrograms(t *testing.T) *programs {
 	return nil
 }
 
+// onKinds runs a test on every kind of file system, beside others.
+func onKinds(t *testing.T, test func(*testing.T, *programs, kind)) {
+	p := needPrograms(t)
+	if p == nil {
+		return
+	}
+	for _, k := range kinds {
+		t.Run(k.name, func(t *testing.T) {
+			t.Parallel()
+			test(t, p, k)
+		})
+	}
+}
+
 // able says why crashes cannot be tested here.
 func able() error {
 	if os.Getuid() != 0 {
