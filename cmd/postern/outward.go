@@ -208,10 +208,11 @@ func putOff(n smtp.NotNow) smtp.Result {
 // askPause is how long a question waits at a time for room below the limits.
 const askPause = 100 * time.Millisecond
 
-// ask asks the server of a domain about recipients, and waits for room until ctx ends.
+// ask asks the server of a domain about recipients, from the sources that our own
+// mail leaves from, and waits for room until ctx ends.
 func (w *outward) ask(ctx context.Context, domain string, recipients ...string) ([]wire.Reply, error) {
 	for {
-		answers, err := w.exit.Ask(ctx, domain, recipients...)
+		answers, err := w.exit.AskFrom(ctx, w.limits.anySource(""), domain, recipients...)
 		var no *smtp.NotNow
 		if !errors.As(err, &no) {
 			return answers, err

@@ -85,6 +85,7 @@ func TestSMTPCutThrough(t *testing.T) {
 		t.Errorf("something was queued: %v", queued)
 	}
 	t.Run("split", func(t *testing.T) { testCutSplit(t, g) })
+	t.Run("limits", func(t *testing.T) { testCutLimits(t, g, inner[0]) })
 	t.Run("lmtp", func(t *testing.T) { testCutLMTP(t, g) })
 	t.Run("copy", func(t *testing.T) {
 		g.hello(t, "mx", "").mail("a@client.example", "tapped@good.example", "Subject: tapped\n\nbody\n", "250 ")
@@ -110,6 +111,36 @@ func testCutSplit(t *testing.T, g *gateway) {
 		c.want("RSET", "250 ")
 		c.want("QUIT", "221 ")
 	}
+}
+
+// testCutLimits: what keeps our queue from sending keeps a client waiting, for a while.
+func testCutLimits(t *testing.T, g *gateway, inner *smtptest.Server) {
+	before := len(inner.Messages())
+	send := func(t *testing.T, answer string) {
+		t.Helper()
+		g.hello(t, "mx", "").mail("a@client.example", "joe@good.example", "Subject: waits\n\nbody\n", answer)
+	}
+	g.postern(t, "site", "suspend", "good.example", "--for", "1h", "--reason", "maintenance")
+	send(t, "451 4.3.0 ")
+	g.logged(t, 1, "msg", "straight through", "to", "joe@good.example", "phase", "connect")
+	if n := len(inner.Messages()) - before; n > 0 {
+		t.Errorf("%d messages for a site that is suspended", n)
+	}
+	g.postern(t, "site", "suspend", "good.example", "--for", "1s")
+	send(t, "250 2.0.0 ok")
+	g.postern(t, "site", "limit", "good.example", "--connections", "1", "--connection-rate", "none")
+	t.Run("all", func(t *testing.T) {
+		for range 8 {
+			t.Run("client", func(t *testing.T) {
+				t.Parallel()
+				send(t, "250 2.0.0 ok")
+			})
+		}
+	})
+	if n := len(inner.Messages()) - before; n != 9 {
+		t.Errorf("%d messages arrived, and not 9", n)
+	}
+	g.postern(t, "site", "resume", "good.example")
 }
 
 // testCutLMTP: in LMTP too there is one answer for such a recipient.

@@ -19,11 +19,17 @@ var ErrCannotAsk = errors.New("the route to this domain takes no questions")
 // that there was no session, that MAIL was refused, that the Gate does not admit it,
 // ErrCannotAsk. Addresses, limits and the memory of silent hosts are Deliver's.
 func (x *Exit) Ask(ctx context.Context, domain string, recipients ...string) ([]wire.Reply, error) {
+	return x.AskFrom(ctx, Source{}, domain, recipients...)
+}
+
+// AskFrom is Ask from a source; the zero Source is that of Options.
+func (x *Exit) AskFrom(ctx context.Context, from Source, domain string, recipients ...string) ([]wire.Reply, error) {
 	to, err := x.locate(ctx, domain)
 	if err != nil {
 		return nil, err
 	}
-	a, w := &attempt{x: x, job: &Job{Domain: domain}, source: x.o.Source}, &walk{x: x, to: to, source: x.o.Source}
+	job := &Job{Domain: domain, Source: from}
+	a, w := &attempt{x: x, job: job, source: job.source(x)}, &walk{x: x, to: to, source: job.source(x)}
 	if to.discard {
 		return nil, ErrCannotAsk
 	}

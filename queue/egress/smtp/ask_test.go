@@ -2,6 +2,7 @@ package smtp_test
 
 import (
 	"errors"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -30,6 +31,9 @@ func TestAsk(t *testing.T) {
 	}
 	if _, err := x.Ask(t.Context(), "d.test", "a\nb@d.test"); err == nil {
 		t.Error("a line end in an address was sent")
+	}
+	if _, err := x.AskFrom(t.Context(), smtp.Source{Name: "out", IPv6: netip.MustParseAddr("2001:db8::1")}, "d.test", "yes@d.test"); !errors.As(err, new(*smtp.SourceError)) {
+		t.Errorf("from a source of another family: %v", err)
 	}
 	if st := s.Stats(); st.Messages != 0 {
 		t.Errorf("%+v", st)
