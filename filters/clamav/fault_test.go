@@ -225,7 +225,7 @@ func TestLeaks(t *testing.T) {
 			}
 		}
 	}
-	for range 100 { // the stub's own go when it has seen ours go
+	for range 3000 { // the stub's own go when it has seen ours go
 		if descriptors(t) <= before {
 			return
 		}

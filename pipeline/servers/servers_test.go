@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -200,28 +201,30 @@ func TestBusy(t *testing.T) {
 // One of two that hangs costs the first jobs its share of their time, and the
 // ones after that nothing.
 func TestHangs(t *testing.T) {
-	c := &clock{}
-	s := newSet(t, Options{Now: c.now}, "unix:/bad", "unix:/good")
-	good, bad := 0, 0
-	for range 10 {
-		ctx, cancel := context.WithTimeout(context.Background(), 400*time.Millisecond)
-		err := s.Do(ctx, func(ctx context.Context, one *Server) error {
-			if one.Address == "/bad" {
-				bad++
-				<-ctx.Done()
-				return ctx.Err()
+	synctest.Test(t, func(t *testing.T) {
+		c := &clock{}
+		s := newSet(t, Options{Now: c.now}, "unix:/bad", "unix:/good")
+		good, bad := 0, 0
+		for range 10 {
+			ctx, cancel := context.WithTimeout(context.Background(), 400*time.Millisecond)
+			err := s.Do(ctx, func(ctx context.Context, one *Server) error {
+				if one.Address == "/bad" {
+					bad++
+					<-ctx.Done()
+					return ctx.Err()
+				}
+				good++
+				return nil
+			})
+			cancel()
+			if err != nil {
+				t.Error(err)
 			}
-			good++
-			return nil
-		})
-		cancel()
-		if err != nil {
-			t.Error(err)
 		}
-	}
-	if good != 10 || bad != 2 {
-		t.Errorf("%d jobs for the good one, %d for the bad", good, bad)
-	}
+		if good != 10 || bad != 2 {
+			t.Errorf("%d jobs for the good one, %d for the bad", good, bad)
+		}
+	})
 }
 
 // Addresses are read strictly, and an error knows which one is wrong.

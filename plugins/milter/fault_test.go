@@ -246,7 +246,7 @@ func TestLeaks(t *testing.T) {
 		}
 	}
 	f.Close()
-	for range 500 {
+	for range 3000 {
 		if runtime.NumGoroutine() <= goroutines && serverstest.Descriptors(t) <= descriptors {
 			return
 		}
@@ -264,7 +264,7 @@ func TestIdle(t *testing.T) {
 	for _, one := range f.pool.idle[s.Address] {
 		one.timer.Reset(0)
 	}
-	for range 1000 {
+	for range 30_000 {
 		f.pool.mu.Lock()
 		n := len(f.pool.idle[s.Address])
 		f.pool.mu.Unlock()

@@ -84,7 +84,7 @@ func TestNegotiation(t *testing.T) {
 
 // settled waits until a milter has heard a word, which it does not answer.
 func settled(fake *fake, word string) (all []string) {
-	for range 2000 {
+	for range 30_000 {
 		if all = append(all, fake.words()...); slices.Contains(all, word) {
 			break
 		}

@@ -50,7 +50,7 @@ const short = time.Second
 func gone(t *testing.T, file string) {
 	t.Helper()
 	var b []byte
-	for range 500 {
+	for range 1500 {
 		if b, _ = os.ReadFile(file); len(b) > 1 {
 			pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
 			if err != nil {
@@ -259,7 +259,7 @@ func TestNothingLeaks(t *testing.T) {
 	}
 	all.Wait()
 	after := count(t)
-	for range 100 { // what is killed takes a moment to end
+	for range 600 { // what is killed takes a moment to end
 		if after.processes <= before.processes && after.goroutines <= before.goroutines && after.descriptors <= before.descriptors {
 			break
 		}
