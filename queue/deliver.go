@@ -129,9 +129,20 @@ func (q *Queue) deliverEach(exit Exit, b *schedule.Batch, l *loaded, leave Leave
 	return results, health
 }
 
+// slowest is the pace in bytes a second at which a message must be able to leave: a
+// modem's.
+const slowest = 4 << 10
+
+// jobTime is for how long one delivery of a message of so many bytes may go on. A
+// large one over a slow line must come to its end at some time, and not be broken off
+// with each attempt until it is too old.
+func (q *Queue) jobTime(size int64) time.Duration {
+	return q.o.JobTimeout + time.Duration(size/slowest)*time.Second
+}
+
 func (q *Queue) deliverTo(exit Exit, b *schedule.Batch, l *loaded, recipients []uint32, leave Leave) (results []Result, health schedule.Health) {
 	j := q.newJob(b, l, recipients, leave)
-	ctx, cancel := context.WithTimeout(q.ctx, q.o.JobTimeout)
+	ctx, cancel := context.WithTimeout(q.ctx, q.jobTime(l.content.Size()))
 	defer cancel()
 	defer q.survive(j, &results, &health)
 	results, health = exit.Deliver(ctx, j)

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/postern-mta/postern/pipeline/envelope"
+	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/resolve"
 
 	"github.com/postern-mta/postern/queue/dsn"
@@ -185,6 +186,48 @@ func TestAliveOnTheThirdDay(t *testing.T) {
 		}
 		r.empty()
 	})
+}
+
+// TestLargeMessageOverASlowLine: what takes longer than a delivery may take by itself is
+// not broken off again and again, and a server that reads nothing is.
+func TestLargeMessageOverASlowLine(t *testing.T) {
+	for name, pace := range map[string]int{"a modem": 5 << 10, "not even that": 1 << 10} {
+		t.Run(name, func(t *testing.T) {
+			o := newOutside(t)
+			o.answer = func(conn net.Conn) { speak(&slowLine{conn, pace}, "", "") }
+			bubble(t, away(o), func(t *testing.T, r *rig) {
+				text := "Subject: large\n\n" + strings.Repeat(strings.Repeat("0123456789abcdef", 60)+"\n", 32<<20/961)
+				r.submitAll(Submission{Envelope: envelope.To("a@here.example", "b@far.example"), Message: message.FromString(text)})
+				pass(4 * time.Hour)
+				o.exit.Close(t.Context())
+				if pace > slowest {
+					o.served.Wait()
+					r.empty()
+					return
+				}
+				if v := r.left(); len(v) != 1 || v[0].Recipients[0].Attempts != 1 || v[0].Recipients[0].Perhaps {
+					t.Errorf("%+v", v)
+				}
+				if _, err := r.Queue.Delete(t.Context(), Selection{Match: func(*View) bool { return true }}, "me"); err != nil {
+					t.Error(err)
+				}
+				pass(4 * time.Hour)
+				o.served.Wait()
+			})
+		})
+	}
+}
+
+// slowLine is read at a pace of so many bytes a second.
+type slowLine struct {
+	net.Conn
+	pace int
+}
+
+func (s *slowLine) Read(p []byte) (int, error) {
+	n, err := s.Conn.Read(p[:min(len(p), s.pace)])
+	time.Sleep(time.Duration(n) * time.Second / time.Duration(s.pace))
+	return n, err
 }
 
 // speak is a server that says something strange at a command.

@@ -110,7 +110,8 @@ type Options struct {
 	SiteLimit int
 	// Lifetime is for how long a message is tried; 0 means a week.
 	Lifetime time.Duration
-	// JobTimeout bounds one delivery; 0 means an hour.
+	// JobTimeout bounds one delivery, with a second more for each 4 KiB of the message;
+	// 0 means an hour.
 	JobTimeout time.Duration
 	Bounce     Bounce
 	// Prepare is Job.Prepare's work.
