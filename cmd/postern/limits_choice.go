@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -268,10 +269,14 @@ func (l *limits) counted(t *limit.Ticket, p limit.Path) *ticket {
 const spareAfter = 20 * time.Millisecond
 
 // freed has the next message of a site ask for a connection that has become free.
-// If there is none, and others wait for room at the provider, a group or a source,
-// the connection is closed.
-func (l *limits) freed(name string) {
+// A site that waits for room at the same address may use it as well. If there is
+// none, and others wait for room at the provider, a group or a source, the connection
+// is closed.
+func (l *limits) freed(name string, at netip.Addr) {
 	l.wake(name)
+	if at.IsValid() {
+		l.gate.Offer(limit.Key{Level: limit.Address, Name: l.config().AddressName(at)})
+	}
 	if !l.wanted(name) {
 		return
 	}

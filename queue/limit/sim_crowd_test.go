@@ -3,6 +3,7 @@ package limit
 import (
 	"container/heap"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 )
@@ -176,5 +177,33 @@ func TestSharedHiddenLimit(t *testing.T) {
 				t.Errorf("%+v", lines)
 			}
 		})
+	}
+}
+
+// TestOffer: who waits for an address is woken when a connection there is free.
+func TestOffer(t *testing.T) {
+	var woken []string
+	g := New(Options{Wake: func(site string) { woken = append(woken, site) }, Bounds: func(k Key) Bounds {
+		if k.Level == Address {
+			return Bounds{Connections: 1}
+		}
+		return Bounds{}
+	}})
+	for _, site := range []string{"a", "b", "c"} {
+		k, no := g.Open(start, Path{Site: site})
+		if no != nil {
+			t.Fatal(no)
+		}
+		if no := k.At(start, "192.0.2.1"); (no == nil) != (site == "a") {
+			t.Fatalf("%s: %v", site, no)
+		} else if no != nil {
+			k.Return(start)
+		}
+	}
+	woken = nil
+	for _, want := range []string{"b", "b c", "b c"} {
+		if g.Offer(Key{Address, "192.0.2.1"}); strings.Join(woken, " ") != want {
+			t.Errorf("woken are %v, want %s", woken, want)
+		}
 	}
 }

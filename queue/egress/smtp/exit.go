@@ -102,8 +102,9 @@ type Options struct {
 	// too many, and waits until the server has closed them. Nil: no bound.
 	Connections func(site string) int
 	// Freed is called when a connection to a site has become free, so that another
-	// message may follow at once; nil: nobody is told.
-	Freed func(site string)
+	// message may follow at once, of that site or another one at the same address,
+	// which is invalid for a socket; nil: nobody is told.
+	Freed func(site string, at netip.Addr)
 	// Now is the clock; default time.Now.
 	Now func() time.Time
 	// Shuffle orders what is equal; default rand.Shuffle.

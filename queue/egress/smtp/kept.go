@@ -137,7 +137,7 @@ func (k *kept) give(ctx context.Context, l *link) {
 		k.close(ctx, l)
 		return
 	}
-	site := l.site // from now on it may be somebody else's
+	site, at := l.site, l.key.address.Addr() // from now on it may be somebody else's
 	k.keep(l)
 	var over *link
 	if k.idle.len > k.o.MaxIdle {
@@ -147,7 +147,7 @@ func (k *kept) give(ctx context.Context, l *link) {
 	}
 	k.mu.Unlock()
 	if k.o.Freed != nil && over != l {
-		k.o.Freed(site)
+		k.o.Freed(site, at)
 	}
 }
 

@@ -3,6 +3,7 @@ package smtp_test
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -212,7 +213,7 @@ func TestSiteHasSoManyConnections(t *testing.T) {
 	n.mx["d.test"], n.mx["e.test"] = exchangers(resolve.Host{Name: "mx.d.test"}), exchangers(resolve.Host{Name: "mx.d.test"})
 	var freed atomic.Int64
 	x := n.exit(smtp.Options{
-		Connections: func(site string) int { return most }, MaxMessages: 7, Freed: func(string) { freed.Add(1) },
+		Connections: func(site string) int { return most }, MaxMessages: 7, Freed: func(string, netip.Addr) { freed.Add(1) },
 	})
 	slots := make(chan struct{}, most)
 	var wg sync.WaitGroup
