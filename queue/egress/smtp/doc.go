@@ -14,6 +14,10 @@
 // MAIL on, an answer is the site's answer. Of five addresses at most, the last
 // is kept for the next preference, so that a site whose best hosts are all dead
 // is still reached.
+// Eight hosts of a preference are looked up, and no more once five preferences had
+// hosts that nobody could tell about: then, and where there are more hosts than
+// that, none having an address puts mail off instead of ending it. Port 25 of a
+// loopback address is this machine's own, unless a route leads there.
 //
 // An address that did not answer twice, two minutes apart at least, is passed over
 // for a quarter of an hour, then for twice as long each time, up to two hours, as
