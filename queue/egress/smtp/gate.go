@@ -101,7 +101,11 @@ func noConnection(ctx context.Context, t Ticket, err error) {
 	if t == nil {
 		return
 	}
-	if sourceFault(err) == nil && ctx.Err() == nil {
+	if sourceFault(err) != nil {
+		t.Return() // nothing was opened
+		return
+	}
+	if ctx.Err() == nil {
 		t.Unreachable(err)
 	}
 	t.Close()
