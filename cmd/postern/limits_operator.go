@@ -145,14 +145,13 @@ func parseBounds(b api.SiteBounds) (limit.Bounds, error) {
 const mostExplained = 16
 
 // Explain is admin.Limits. It changes nothing.
-func (l *limits) Explain(ctx context.Context, domain string) (api.SiteExplanation, error) {
-	domain = strings.ToLower(strings.TrimSuffix(domain, "."))
-	place, err := l.exit.Locate(ctx, domain)
+func (l *limits) Explain(ctx context.Context, name string) (api.SiteExplanation, error) {
+	domain, place, err := l.find(ctx, strings.ToLower(strings.TrimSuffix(name, ".")))
 	if err != nil {
-		return api.SiteExplanation{}, fmt.Errorf("%s: %w", clean(domain), err)
+		return api.SiteExplanation{}, err
 	}
 	now, c := l.now(), l.config()
-	p := l.learn(place)
+	p := l.path(place.Site.Name)
 	p.Source = l.sourceName(c.Shares(config.DefaultPool)[0].Source)
 	e := api.SiteExplanation{Domain: domain, Site: p.Site, Provider: p.Provider, Source: p.Source, Routed: place.Routed, Hosts: append([]string{}, place.Hosts...), Addresses: []string{}}
 	var names []string
@@ -183,6 +182,29 @@ func (l *limits) Explain(ctx context.Context, domain string) (api.SiteExplanatio
 	e.Control = controlOf(x.Control)
 	e.Queue = l.queued(p.Site)
 	return e, nil
+}
+
+// find finds the site of a domain, or the one of a name that the list of sites has;
+// domain is "" for the latter.
+func (l *limits) find(ctx context.Context, name string) (domain string, place smtp.Place, err error) {
+	if !strings.ContainsAny(name, ",=") { // which no domain has
+		if place, err = l.exit.Locate(ctx, name); err == nil {
+			l.learn(place)
+			return name, place, nil
+		}
+	}
+	l.mu.Lock()
+	s := l.sites[name]
+	l.mu.Unlock()
+	switch {
+	case s != nil:
+		return "", smtp.Place{Site: site.Site{Name: name}, Hosts: s.hosts, Routed: s.routed}, nil
+	case slices.ContainsFunc(l.gate.Sites(l.now()), func(s limit.SiteState) bool { return s.Site == name }):
+		return "", smtp.Place{Site: site.Site{Name: name}, Hosts: slices.DeleteFunc(site.Hosts(name), isLiteral)}, nil
+	case err == nil:
+		return "", place, fmt.Errorf("%s: %w: no mail was sent to such a site lately", clean(name), admin.ErrNotFound)
+	}
+	return "", place, fmt.Errorf("%s: %w", clean(name), err)
 }
 
 func refusalOf(no *limit.Refusal) *api.SiteRefusal {

@@ -301,6 +301,41 @@ func TestLimitsListed(t *testing.T) {
 	}
 }
 
+// TestSiteIsExplainedByName: what the list tells can be asked about, also after a
+// restart, when no domain of it is known.
+func TestSiteIsExplainedByName(t *testing.T) {
+	r := newLimitsRig(t, limitsZone, "")
+	const google = "alt1.aspmx.l.google.com,aspmx.l.google.com"
+	if _, err := r.Explain(context.Background(), google); err == nil || !strings.Contains(err.Error(), "no mail was sent to such a site lately") {
+		t.Errorf("%v", err)
+	}
+	k, no := r.gate.Open(r.clock, limit.Path{Site: google})
+	if no != nil {
+		t.Fatal(no)
+	}
+	defer k.Close(r.clock)
+	for range 2 {
+		e := r.explain(google)
+		if e.Domain != "" || e.Site != google || e.Provider != "google" || len(e.Hosts) != 2 || len(e.Addresses) != 1 || e.Control.Connections != 1 {
+			t.Errorf("%+v", e)
+		}
+		if _, err := r.locate(context.Background(), "gmail.example"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if e := r.explain("gmail.example"); e.Domain != "gmail.example" || e.Site != google {
+		t.Errorf("%+v", e)
+	}
+	for want, e := range map[string]api.SiteExplanation{
+		"postern site resume x.example --as site": {Site: "x.example", Binding: &api.SiteRefusal{Level: "adapted", Name: "x.example", What: "suspended"}},
+		"is due 2026-11-01T12:05:00Z (in 5m)":     {Site: "x.example", Queue: &api.Site{Queued: 3, NextDue: "2026-11-01T12:05:00Z"}},
+	} {
+		if got := advice(&e, noon); len(got) != 1 || !strings.HasSuffix(got[0], want) {
+			t.Errorf("%q, want %s", got, want)
+		}
+	}
+}
+
 // TestBlockCountsOnce: a provider that blocks us is one suspension, with all its sites.
 func TestBlockCountsOnce(t *testing.T) {
 	r := newLimitsRig(t, limitsZone, "")

@@ -121,19 +121,23 @@ A site with many hosts is told by the first of them, and long answers are cut; -
 }
 
 func siteShowCommand() *cobra.Command {
-	return explaining("show DOMAIN", "Show a domain's site: hosts, addresses, groups, and what waits for it",
-		"Show the site of a domain: its hosts and their addresses, the provider and the groups that it\nis in, what waits for it, what was found out about it, and servers that do not answer, with until\nwhen they are passed over. See postern site explain for the limits.",
+	return explaining("show DOMAIN|SITE", "Show a domain's site: hosts, addresses, groups, and what waits for it",
+		`Show the site of a domain, or one that postern site list tells: its hosts and their addresses,
+the provider and the groups that it is in, what waits for it, what was found out about it, and
+servers that do not answer, with until when they are passed over. See postern site explain for
+the limits.`,
 		printSite)
 }
 
 func siteExplainCommand() *cobra.Command {
-	return explaining("explain DOMAIN", "Say which limits count for a domain, where they come from, and which binds now",
+	return explaining("explain DOMAIN|SITE", "Say which limits count for a domain, where they come from, and which binds now",
 		`Say everything that decides about mail for a domain now: its site, hosts and addresses, what
 keeps the next connection or message, since when and why, and what can be done about it; each
 limit with where it comes from (the configuration's line, the shipped table, a default, or an
 operator), the tightest one (marked with >, or * if it keeps the next one now); what was found
 out from the servers' answers and which answers moved it; servers that do not answer, and
-suspensions with their reason and end. Nothing is changed by asking.`,
+suspensions with their reason and end. Instead of a domain there may be a site as postern site
+list has it. Nothing is changed by asking.`,
 		printSiteExplanation)
 }
 

@@ -121,7 +121,9 @@ func printSite(w io.Writer, e *api.SiteExplanation, now time.Time) error {
 func printSiteWith(w io.Writer, e *api.SiteExplanation, state string, now time.Time) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(name, value string) { fmt.Fprintf(t, "%s\t%s\n", name, value) }
-	line("domain", clean(e.Domain))
+	if e.Domain != "" {
+		line("domain", clean(e.Domain))
+	}
 	line("site", clean(e.Site))
 	line("provider", dash(clean(e.Provider)))
 	line("groups", dash(clean(strings.Join(e.Groups, ", "))))

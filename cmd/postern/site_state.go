@@ -108,24 +108,26 @@ func countsFor(s *api.SiteState, h *api.SiteHeld) bool {
 
 // advice says what can be done about what keeps a domain's mail.
 func advice(e *api.SiteExplanation, now time.Time) (all []string) {
-	b := e.Binding
+	b, name := e.Binding, e.Domain
+	if name == "" {
+		name = e.Site + " --as site"
+	}
 	switch {
 	case b == nil:
 		if q := e.Queue; q != nil && q.Queued > 0 && q.Due == 0 && q.NextDue != "" {
-			all = append(all, "what waits was put off, and is due "+when(q.NextDue, now)+"; to try it now: postern queue retry --match '\""+e.Domain+"\" in domains'")
+			all = append(all, "what waits was put off, and is due "+when(q.NextDue, now)+""+optional("; to try it now: postern queue retry --match ", retryRule(e)))
 		}
 	case b.What == suspendedWhat && b.Level == limit.Adapted.String():
-		all = append(all, "its servers' answers did that; to send before the end: postern site resume "+e.Domain)
+		all = append(all, "its servers' answers did that; to send before the end: postern site resume "+name)
 	case b.What == suspendedWhat && b.Level == limit.Site.String():
-		all = append(all, "an operator did that; to take it back: postern site resume "+e.Domain)
+		all = append(all, "an operator did that; to take it back: postern site resume "+name)
 	case b.What == suspendedWhat:
 		all = append(all, "an operator did that; to take it back: postern site resume "+b.Name+" --as "+b.Level)
 	case b.Level == limit.Adapted.String() && b.What == "messages":
-		all = append(all, "that is what its servers take; the rate climbs by itself while they do. To begin anew: postern site forget "+e.Domain)
+		all = append(all, "that is what its servers take; the rate climbs by itself while they do. To begin anew: postern site forget "+name)
 	case b.Level == limit.Adapted.String():
-		all = append(all, "that is what its servers take"+optional("; more is tried ", e.Control.Probe)+". To begin anew: postern site forget "+e.Domain)
+		all = append(all, "that is what its servers take"+optional("; more is tried ", e.Control.Probe)+". To begin anew: postern site forget "+name)
 	case flagOf[b.What] != "":
-		name := e.Domain
 		if b.Level != limit.Site.String() {
 			name = b.Name + " --as " + b.Level
 		}
@@ -133,11 +135,19 @@ func advice(e *api.SiteExplanation, now time.Time) (all []string) {
 	}
 	for i := range e.Silent {
 		if s := &e.Silent[i]; s.Until != "" && !isOver(s.Until, now) {
-			all = append(all, "servers that did not answer are passed over; to try them now: postern site forget "+e.Domain)
+			all = append(all, "servers that did not answer are passed over; to try them now: postern site forget "+name)
 			break
 		}
 	}
 	return all
+}
+
+// retryRule chooses what waits for a domain, "" where none is known.
+func retryRule(e *api.SiteExplanation) string {
+	if e.Domain == "" {
+		return ""
+	}
+	return "'\"" + e.Domain + "\" in domains'"
 }
 
 // flagOf are the flags of postern site limit, by what they limit.

@@ -21,6 +21,7 @@ type Limits interface {
 	Held() []api.SiteHeld
 	// Sources are the addresses that mail leaves from.
 	Sources() []api.Source
+	// Explain takes a domain, or a site as List has it.
 	Explain(ctx context.Context, domain string) (api.SiteExplanation, error)
 	// Change does limit, suspend, resume or forget.
 	Change(ctx context.Context, what string, c api.SiteChange) (api.SiteChanged, error)

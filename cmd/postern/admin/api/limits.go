@@ -132,7 +132,8 @@ type SiteBounds struct {
 
 // SiteExplanation is everything that decides about mail for a domain.
 type SiteExplanation struct {
-	Domain   string   `json:"domain"`
+	// Domain is "" where a site was asked about.
+	Domain   string   `json:"domain,omitempty"`
 	Site     string   `json:"site"`
 	Provider string   `json:"provider,omitempty"`
 	Groups   []string `json:"groups,omitempty"`
