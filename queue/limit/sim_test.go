@@ -15,9 +15,11 @@ type world struct {
 	events events
 	serial int
 
-	gate   *Gate
-	path   Path
-	server *hidden
+	gate *Gate
+	path Path
+	// address is where the server is.
+	address string
+	server  *hidden
 
 	refusals []time.Time // of connections or messages, by the server
 	taken    []time.Time
@@ -101,7 +103,7 @@ func newWorld(t *testing.T, most int, server *hidden) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, now: start, path: Path{Site: "x"}, server: server, each: 20, dialling: 150 * time.Millisecond, sending: 250 * time.Millisecond, parallel: 1000}
+	w := &world{t: t, now: start, path: Path{Site: "x"}, address: "a", server: server, each: 20, dialling: 150 * time.Millisecond, sending: 250 * time.Millisecond, parallel: 1000}
 	w.gate = New(Options{Classes: classes, Wake: func(string) { w.blocked = false }, Bounds: func(k Key) Bounds {
 		if k.Level == Site {
 			return Bounds{Connections: most, NewConnections: Rate{Count: None}, Messages: Rate{Count: None}, MessagesEach: None, RecipientsEach: None}
@@ -156,7 +158,7 @@ func (w *world) dial(k *Ticket) {
 		if over {
 			w.refusals = append(w.refusals, w.now)
 		}
-		k.At(w.now, "a")
+		k.At(w.now, w.address)
 		switch {
 		case s.down || over && s.mute:
 			k.Unreachable(w.now, "connection reset by peer")
