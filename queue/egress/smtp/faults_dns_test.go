@@ -188,9 +188,18 @@ func longest() string {
 	return strings.Repeat("y", 254-len(name)-1) + "." + name
 }
 
-// TestDNSFaults is what each thing means that the DNS can do to a domain, asked over
-// the wire. The hosts 192.0.2.1, 192.0.2.2 and 2001:db8::1 are alive.
-func TestDNSFaults(t *testing.T) {
+// dnsCase is one thing that the DNS can do to a domain.
+type dnsCase struct {
+	name    string
+	faults  map[string]dnsFault
+	records []string
+	want    string // the reply, or the address that the message went to
+	dials   int    // at most, 0 being as many as there are
+	lookups int    // of A, at most
+}
+
+// dnsCases have the hosts 192.0.2.1, 192.0.2.2 and 2001:db8::1, which are alive.
+func dnsCases() []dnsCase {
 	const (
 		trouble = "451 4.4.3 Sorry, I couldn't find any host by that name."
 		nobody  = "550 5.1.2 Sorry, I couldn't find any host named d.test."
@@ -204,14 +213,7 @@ func TestDNSFaults(t *testing.T) {
 	two := append(slices.Clone(mx), "d.test. 60 IN MX 20 mx2.d.test.", "mx2.d.test. 60 IN A 192.0.2.2")
 	loop := []string{"d.test. 60 IN MX 10 mx1.d.test.", "mx1.d.test. 60 IN CNAME a.test.", "a.test. 60 IN CNAME mx1.d.test."}
 	type faults = map[string]dnsFault
-	for _, c := range []struct {
-		name    string
-		faults  faults
-		records []string
-		want    string // the reply, or the address that the message went to
-		dials   int    // at most, 0 being as many as there are
-		lookups int    // of A, at most
-	}{
+	return []dnsCase{
 		{name: "all is well", records: two, want: first},
 		{name: "cut, and whole over TCP", faults: faults{"d.test": cut}, records: many(60, 60, "192.0.2.1"), want: first},
 		{name: "cut over TCP, too", faults: faults{"d.test": alwaysCut}, records: mx, want: trouble},
@@ -264,54 +266,64 @@ func TestDNSFaults(t *testing.T) {
 		{name: "hosts with CR, LF, NUL and blanks", records: []string{`d.test. 60 IN MX 1 a\013\010X-Evil:b.test.`, `d.test. 60 IN MX 2 a\000b.test.`, `d.test. 60 IN MX 3 \"x\032y\".test.`, `d.test. 60 IN MX 4 a\010T\032victim@x.test.`}, want: noHost, dials: -1},
 		{name: "hosts with CR LF before another", records: append([]string{`d.test. 60 IN MX 1 a\013\010X-Evil:b.test.`}, mx...), want: first},
 		{name: "an alias with CR LF", records: []string{`d.test. 60 IN CNAME a\013\010b.test.`, `a\013\010b.test. 60 IN MX 10 mx1.d.test.`, mx[1]}, want: first},
-	} {
+	}
+}
+
+// TestDNSFaults is what each thing means that the DNS can do to a domain, asked over
+// the wire.
+func TestDNSFaults(t *testing.T) {
+	for _, c := range dnsCases() {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			n := startNameserver(t, c.faults, c.records...)
-			r, err := resolve.New(resolve.Options{Servers: []string{n.addr}, Timeout: 700 * time.Millisecond, Deadline: 2 * time.Second})
-			if err != nil {
-				t.Fatal(err)
-			}
-			net, log := newExchange(), new(bytes.Buffer)
-			servers := map[string]*smtptest.Server{}
-			for _, a := range []string{first, second, "2001:db8::1"} {
-				at := netip.AddrPortFrom(netip.MustParseAddr(a), 25).String()
-				servers[a] = smtptest.Serve(net.listen(at), smtptest.Options{})
-				t.Cleanup(func() { servers[a].Close() })
-			}
-			x, err := smtp.New(smtp.Options{
-				Resolver: r, Dialer: net, ConnectTimeout: 20 * time.Millisecond, Idle: -1, Shuffle: func(int, func(i, k int)) {},
-				Self: func(host string, _ netip.Addr) bool { return strings.EqualFold(host, "us.test") },
-				Log:  slog.New(slog.NewJSONHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			j := job("d.test", "a@d.test")
-			j.Content = message.FromString(sample)
-			result := one(t, x, j)
-			got := result.Reply.SMTP()
-			if result.Reply.Class == reply.Success {
-				got = result.Address.String()
-			}
-			if !strings.HasPrefix(got, c.want) {
-				t.Errorf("%s (%v), want %s", got, result.Err, c.want)
-			}
-			if dials := len(net.dials()); c.dials != 0 && dials > max(c.dials, 0) {
-				t.Errorf("%d connections: %v", dials, net.dials())
-			}
-			if asked := n.lookups("A"); c.lookups > 0 && asked > c.lookups {
-				t.Errorf("%d look-ups", asked)
-			}
-			for name, text := range map[string]string{"reply": result.Reply.SMTP(), "where": result.Where, "error": fmt.Sprint(result.Err)} {
-				if !clean(text) || len(text) > 1000 {
-					t.Errorf("%s is not clean: %q", name, text)
-				}
-			}
-			if strings.Contains(log.String(), `\r`) || strings.Contains(log.String(), `\n`) || strings.Contains(log.String(), `\u00`) {
-				t.Errorf("the log is not clean: %s", log)
-			}
+			c.try(t)
 		})
+	}
+}
+
+func (c dnsCase) try(t *testing.T) {
+	n := startNameserver(t, c.faults, c.records...)
+	r, err := resolve.New(resolve.Options{Servers: []string{n.addr}, Timeout: 700 * time.Millisecond, Deadline: 2 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	net, log := newExchange(), new(bytes.Buffer)
+	servers := map[string]*smtptest.Server{}
+	for _, a := range []string{"192.0.2.1", "192.0.2.2", "2001:db8::1"} {
+		at := netip.AddrPortFrom(netip.MustParseAddr(a), 25).String()
+		servers[a] = smtptest.Serve(net.listen(at), smtptest.Options{})
+		t.Cleanup(func() { servers[a].Close() })
+	}
+	x, err := smtp.New(smtp.Options{
+		Resolver: r, Dialer: net, ConnectTimeout: 300 * time.Millisecond, Idle: -1, Shuffle: func(int, func(i, k int)) {},
+		Self: func(host string, _ netip.Addr) bool { return strings.EqualFold(host, "us.test") },
+		Log:  slog.New(slog.NewJSONHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := job("d.test", "a@d.test")
+	j.Content = message.FromString(sample)
+	result := one(t, x, j)
+	got := result.Reply.SMTP()
+	if result.Reply.Class == reply.Success {
+		got = result.Address.String()
+	}
+	if !strings.HasPrefix(got, c.want) {
+		t.Errorf("%s (%v), want %s", got, result.Err, c.want)
+	}
+	if dials := len(net.dials()); c.dials != 0 && dials > max(c.dials, 0) {
+		t.Errorf("%d connections: %v", dials, net.dials())
+	}
+	if asked := n.lookups("A"); c.lookups > 0 && asked > c.lookups {
+		t.Errorf("%d look-ups", asked)
+	}
+	for name, text := range map[string]string{"reply": result.Reply.SMTP(), "where": result.Where, "error": fmt.Sprint(result.Err)} {
+		if !clean(text) || len(text) > 1000 {
+			t.Errorf("%s is not clean: %q", name, text)
+		}
+	}
+	if strings.Contains(log.String(), `\r`) || strings.Contains(log.String(), `\n`) || strings.Contains(log.String(), `\u00`) {
+		t.Errorf("the log is not clean: %s", log)
 	}
 }
 
