@@ -95,13 +95,9 @@ const (
 
 // Kind is the filter's entry in the list of filters.
 func Kind() pipeline.Kind {
-	return pipeline.Kind{Name: Name, New: func(env pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) {
-		o := Options{Dialect: globs, Action: reply.Reject.String()}
-		if err := decode(&o); err != nil {
-			return nil, err
-		}
-		return New(env, o)
-	}}
+	return pipeline.KindOf(Name, func() Options {
+		return Options{Dialect: globs, Action: reply.Reject.String()}
+	}, New)
 }
 
 // Filter is the badaddress filter. It is safe for concurrent use, and its own

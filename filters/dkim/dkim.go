@@ -125,24 +125,12 @@ const (
 
 // VerifyKind is dkim-verify's entry in the list of filters.
 func VerifyKind() pipeline.Kind {
-	return pipeline.Kind{Name: VerifyName, New: func(env pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) {
-		o := DefaultVerifyOptions()
-		if err := decode(&o); err != nil {
-			return nil, err
-		}
-		return NewVerifyFilter(env, o)
-	}}
+	return pipeline.KindOf(VerifyName, DefaultVerifyOptions, NewVerifyFilter)
 }
 
 // SignKind is dkim-sign's entry in the list of filters.
 func SignKind() pipeline.Kind {
-	return pipeline.Kind{Name: SignName, New: func(env pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) {
-		o := DefaultSignOptions()
-		if err := decode(&o); err != nil {
-			return nil, err
-		}
-		return NewSignFilter(env, o)
-	}}
+	return pipeline.KindOf(SignName, DefaultSignOptions, NewSignFilter)
 }
 
 // oneOf is the error of a word that an option does not know.

@@ -129,13 +129,9 @@ type List struct {
 
 // Kind is the filter's entry in the list of filters.
 func Kind() pipeline.Kind {
-	return pipeline.Kind{Name: Name, New: func(env pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) {
-		o := Options{Reject: 1, Action: reply.Reject.String(), Wait: defaultWait}
-		if err := decode(&o); err != nil {
-			return nil, err
-		}
-		return New(env, o)
-	}}
+	return pipeline.KindOf(Name, func() Options {
+		return Options{Reject: 1, Action: reply.Reject.String(), Wait: defaultWait}
+	}, New)
 }
 
 // defaultWait is what most lists need a hundredth of.

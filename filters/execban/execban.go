@@ -180,13 +180,7 @@ func defaults() Options {
 
 // Kind is the filter's entry in the list of filters.
 func Kind() pipeline.Kind {
-	return pipeline.Kind{Name: Name, New: func(env pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) {
-		o := defaults()
-		if err := decode(&o); err != nil {
-			return nil, err
-		}
-		return New(env, o)
-	}}
+	return pipeline.KindOf(Name, defaults, New)
 }
 
 // Filter is the execban filter. It is immutable, its own instance, and safe for

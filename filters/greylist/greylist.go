@@ -117,16 +117,12 @@ const (
 
 // Kind is the filter's entry in the list of filters.
 func Kind() pipeline.Kind {
-	return pipeline.Kind{Name: Name, New: func(env pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) {
-		o := Options{
+	return pipeline.KindOf(Name, func() Options {
+		return Options{
 			Delay: defaultDelay, Window: defaultWindow, Lifetime: defaultLifetime,
 			Client: byNetwork, IPv4: defaultIPv4, IPv6: defaultIPv6, Normalise: true, Bounces: true,
 		}
-		if err := decode(&o); err != nil {
-			return nil, err
-		}
-		return New(env, o)
-	}}
+	}, New)
 }
 
 // Filter is the greylist filter. It is safe for concurrent use.

@@ -116,13 +116,9 @@ const defaultMax = 256 << 10
 
 // Kind is the filter's entry in the list of filters.
 func Kind() pipeline.Kind {
-	return pipeline.Kind{Name: Name, New: func(env pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) {
-		o := Options{Max: defaultMax}
-		if err := decode(&o); err != nil {
-			return nil, err
-		}
-		return New(env, o)
-	}}
+	return pipeline.KindOf(Name, func() Options {
+		return Options{Max: defaultMax}
+	}, New)
 }
 
 // Filter is the pattern filter. It is safe for concurrent use, and its own

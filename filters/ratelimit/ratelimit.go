@@ -113,13 +113,7 @@ const maxLimits = 50
 
 // Kind is the filter's entry in the list of filters.
 func Kind() pipeline.Kind {
-	return pipeline.Kind{Name: Name, New: func(env pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) {
-		var o Options
-		if err := decode(&o); err != nil {
-			return nil, err
-		}
-		return New(env, o)
-	}}
+	return pipeline.KindOf(Name, nil, New)
 }
 
 // Filter is the ratelimit filter. It is safe for concurrent use.

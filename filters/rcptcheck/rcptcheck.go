@@ -192,20 +192,12 @@ const unknownText = "no mailbox here by that name"
 
 // Kind is the filter's entry in the list of filters.
 func Kind() pipeline.Kind {
-	return pipeline.Kind{Name: Name, New: func(env pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) {
-		o := Options{
+	return pipeline.KindOf(Name, func() Options {
+		return Options{
 			Need: needAny, Action: reply.Reject.String(), ValidFor: defaultValidFor, InvalidFor: defaultInvalidFor,
 			CacheSize: defaultCacheSize, Programs: defaultPrograms, MaxFile: defaultMaxFile,
 		}
-		if err := decode(&o); err != nil {
-			return nil, err
-		}
-		f, err := New(env, o)
-		if err != nil {
-			return nil, err // and not a filter that is nil
-		}
-		return f, nil
-	}}
+	}, New)
 }
 
 const (

@@ -132,17 +132,9 @@ type Map struct {
 
 // Kind is the filter's entry in the list of filters.
 func Kind() pipeline.Kind {
-	return pipeline.Kind{Name: Name, New: func(env pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) {
-		o := Options{Of: ofRecipients, Depth: defaultDepth, Expansion: defaultExpansion}
-		if err := decode(&o); err != nil {
-			return nil, err
-		}
-		f, err := New(env, o)
-		if err != nil {
-			return nil, err // and not a filter that is nil
-		}
-		return f, nil
-	}}
+	return pipeline.KindOf(Name, func() Options {
+		return Options{Of: ofRecipients, Depth: defaultDepth, Expansion: defaultExpansion}
+	}, New)
 }
 
 // Filter is the rewrite filter. It is its own instance, and safe for concurrent

@@ -91,13 +91,9 @@ const (
 
 // Kind is the filter's entry in the list of filters.
 func Kind() pipeline.Kind {
-	return pipeline.Kind{Name: Name, New: func(env pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) {
-		o := Options{Exists: true, Qualified: true, Trouble: reply.Defer.String()}
-		if err := decode(&o); err != nil {
-			return nil, err
-		}
-		return New(env, o)
-	}}
+	return pipeline.KindOf(Name, func() Options {
+		return Options{Exists: true, Qualified: true, Trouble: reply.Defer.String()}
+	}, New)
 }
 
 // Filter is the sender filter. It is safe for concurrent use, and its own

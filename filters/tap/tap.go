@@ -132,13 +132,7 @@ type Rule struct {
 
 // Kind is the filter's entry in the list of filters.
 func Kind() pipeline.Kind {
-	return pipeline.Kind{Name: Name, New: func(env pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) {
-		var o Options
-		if err := decode(&o); err != nil {
-			return nil, err
-		}
-		return New(env, o)
-	}}
+	return pipeline.KindOf(Name, nil, New)
 }
 
 // Filter is the tap. It is immutable, its own instance, and safe for

@@ -144,13 +144,9 @@ const (
 
 // Kind is the filter's entry in the list of filters.
 func Kind() pipeline.Kind {
-	return pipeline.Kind{Name: Name, New: func(env pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) {
-		o := Options{Connections: defaultConnections, Reuse: true, Body: defaultBody}
-		if err := decode(&o); err != nil {
-			return nil, err
-		}
-		return New(env, o)
-	}}
+	return pipeline.KindOf(Name, func() Options {
+		return Options{Connections: defaultConnections, Reuse: true, Body: defaultBody}
+	}, New)
 }
 
 // Filter is the milter filter. It is safe for concurrent use.

@@ -148,17 +148,9 @@ const (
 
 // Kind is the filter's entry in the list of filters.
 func Kind() pipeline.Kind {
-	return pipeline.Kind{Name: Name, New: func(env pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) {
-		o := Options{MaxOutput: defaultMaxOutput, MaxFile: defaultMaxFile, Concurrency: defaultConcurrency, Lines: message.Repair.String()}
-		if err := decode(&o); err != nil {
-			return nil, err
-		}
-		f, err := New(env, o)
-		if err != nil {
-			return nil, err // and not a filter that is nil
-		}
-		return f, nil
-	}}
+	return pipeline.KindOf(Name, func() Options {
+		return Options{MaxOutput: defaultMaxOutput, MaxFile: defaultMaxFile, Concurrency: defaultConcurrency, Lines: message.Repair.String()}
+	}, New)
 }
 
 // Filter is the qfilter filter. It is safe for concurrent use.

@@ -190,17 +190,9 @@ func (v variant) off(env map[string]string) bool {
 
 // Kind is the filter's entry in the list of filters.
 func Kind() pipeline.Kind {
-	return pipeline.Kind{Name: Name, New: func(env pipeline.Env, decode pipeline.Decode) (pipeline.Filter, error) {
-		o := Options{Variant: variants[0].name, Concurrency: defaultConcurrency, MaxFile: defaultMaxFile}
-		if err := decode(&o); err != nil {
-			return nil, err
-		}
-		f, err := New(env, o)
-		if err != nil {
-			return nil, err
-		}
-		return f, nil
-	}}
+	return pipeline.KindOf(Name, func() Options {
+		return Options{Variant: variants[0].name, Concurrency: defaultConcurrency, MaxFile: defaultMaxFile}
+	}, New)
 }
 
 // Filter is the spp filter. It is safe for concurrent use.
