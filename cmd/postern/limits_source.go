@@ -3,6 +3,8 @@ package main
 import (
 	"cmp"
 	"errors"
+	"log/slog"
+	"net"
 	"slices"
 	"time"
 
@@ -66,6 +68,37 @@ func (l *limits) tryOthers(v *permit, got []smtp.Result) {
 	}
 	for i := range got {
 		got[i].NotNow = &smtp.NotNow{Until: now, Why: fault.Error()}
+	}
+}
+
+// tryAll passes no source over any more: a new configuration may be there because an
+// address is.
+func (l *limits) tryAll() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	clear(l.avoided)
+}
+
+// sayLost tells of sources whose addresses are not this machine's, before mail meets
+// them.
+func sayLost(c *config.Config, log *slog.Logger) {
+	for _, name := range c.SourcesUsed() {
+		s := c.Source[name]
+		if s == nil {
+			continue
+		}
+		for _, a := range []config.IP{s.IPv4, s.IPv6} {
+			if !a.IsValid() {
+				continue
+			}
+			conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: a.AsSlice()}) // no packet is sent or taken
+			if err != nil {
+				log.Warn("a source address cannot be used on this machine: mail takes the other sources of its pool, or waits until there is one. Give this machine the address (ip address show)",
+					"source", name, "address", a.Addr.String(), "error", err)
+				continue
+			}
+			conn.Close() //nolint:errcheck // nothing was written
+		}
 	}
 }
 

@@ -210,6 +210,14 @@ func TestSourceThatCannotBeUsed(t *testing.T) {
 	if e := r.explain("big.example"); e.Sources[0].Avoided == "" || e.Sources[1].Avoided != "" {
 		t.Errorf("%+v", e.Sources)
 	}
+	later := r.clock.Add(time.Second)
+	if !r.avoids(later, link{"other", "a"}) {
+		t.Error("it is not passed over")
+	}
+	if r.tryAll(); r.avoids(later, link{"other", "a"}) {
+		t.Error("a new configuration changes nothing")
+	}
+	r.avoid(r.clock, link{source: "a"})
 	r.clock = r.clock.Add(avoidFor)
 	seen := map[string]bool{}
 	for range 8 {

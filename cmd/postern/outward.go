@@ -55,6 +55,8 @@ func (w *outward) start() { w.limits.start() }
 // use has a configuration in force.
 func (w *outward) use(c *config.Config) {
 	w.config.Store(c)
+	w.limits.tryAll()
+	sayLost(c, w.log)
 	var o smtp.Options
 	manners(&o, c)
 	w.exit.Configure(o)
