@@ -42,4 +42,13 @@
 // cannot be reached sleeps for growing pauses. Where the answer asks for it, as
 // some do after complaints, the site is suspended for this source with the
 // answer as its reason.
+//
+// # Sources
+//
+// Where there are several addresses of ours, a Balance deals messages out to them by
+// weight, and OpenFirst asks for a connection from the first of them that the site
+// admits. An answer that blocks one is about all sites of the provider from that
+// address, and about no other address. One in Warmup has a budget of messages a day for
+// each provider, or site without one, which is never exceeded: Keep sets a message
+// aside for whoever has leave, and Message counts it.
 package limit
