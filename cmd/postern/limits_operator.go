@@ -33,7 +33,7 @@ func isoTime(t time.Time) string {
 // List is admin.Limits.
 func (l *limits) List(from string, most int) []api.SiteState {
 	all, now := []api.SiteState{}, l.now()
-	queued := l.queuedAt()
+	queued, dead := l.queuedAt(), l.silentHosts()
 	for _, s := range l.gate.Sites(now) {
 		if s.Site+"\x00"+s.Source < from || len(all) == most {
 			continue
@@ -46,6 +46,12 @@ func (l *limits) List(from string, most int) []api.SiteState {
 			Site: s.Site, Source: s.Source, Provider: p.Provider, Groups: p.Groups, Queued: queued[s.Site], SiteControl: c,
 			Binding: refusalOf(l.gate.Keeps(now, p)),
 		})
+		if len(dead) == 0 {
+			continue
+		}
+		for _, h := range l.hosts(s.Site) {
+			all[len(all)-1].Silent = append(all[len(all)-1].Silent, dead[h]...)
+		}
 	}
 	return all
 }

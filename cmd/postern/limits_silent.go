@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/postern-mta/postern/cmd/postern/admin/api"
 	wire "github.com/postern-mta/postern/pipeline/smtp"
@@ -119,6 +120,28 @@ func isLiteral(host string) bool {
 	return ok
 }
 
+// silentHosts are the servers that did not answer lately, by host name, or by address
+// where they have none.
+func (l *limits) silentHosts() map[string][]api.SiteSilent {
+	now, all := l.now(), map[string][]api.SiteSilent{}
+	for _, d := range l.exit.Dead() {
+		host := strings.ToLower(strings.TrimSuffix(d.Host, "."))
+		if host == "" {
+			host = d.Address.Addr().String()
+		}
+		all[host] = append(all[host], silentOf(&d, now))
+	}
+	return all
+}
+
+func silentOf(d *smtp.Dead, now time.Time) api.SiteSilent {
+	s := api.SiteSilent{Address: d.Address.String(), Host: d.Host, Failures: d.Failures, Last: isoTime(d.Last)}
+	if now.Before(d.Until) {
+		s.Until = isoTime(d.Until)
+	}
+	return s
+}
+
 // silent are the servers among hosts and addresses that did not answer lately.
 func (l *limits) silent(hosts []string, addresses []netip.Addr) (all []api.SiteSilent) {
 	now := l.now()
@@ -126,11 +149,7 @@ func (l *limits) silent(hosts []string, addresses []netip.Addr) (all []api.SiteS
 		if !slices.Contains(addresses, d.Address.Addr()) && !slices.ContainsFunc(hosts, func(h string) bool { return isHost(&d, h) }) {
 			continue
 		}
-		s := api.SiteSilent{Address: d.Address.String(), Host: d.Host, Failures: d.Failures, Last: isoTime(d.Last)}
-		if now.Before(d.Until) {
-			s.Until = isoTime(d.Until)
-		}
-		all = append(all, s)
+		all = append(all, silentOf(&d, now))
 	}
 	return all
 }

@@ -45,6 +45,20 @@ func TestForgetSilentServers(t *testing.T) {
 		try()
 		r.clock = r.clock.Add(2 * time.Minute)
 		try()
+		name, err := r.locate(t.Context(), "one.example")
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, no := r.gate.Open(r.clock, r.path(name))
+		if no != nil {
+			t.Fatal(no)
+		}
+		k.Close(r.clock)
+		for _, silent := range [][]api.SiteSilent{r.List("", 1)[0].Silent, r.explain("one.example").Silent} {
+			if len(silent) != 1 || silent[0].Address != "192.0.2.25:25" || silent[0].Host != "mx.one.example" || silent[0].Failures != 2 || silent[0].Until != "2026-11-01T12:17:00Z" {
+				t.Errorf("%+v", silent)
+			}
+		}
 		if try(); n.dials != 2 {
 			t.Fatalf("%d connections were tried, and the last should not have been", n.dials)
 		}

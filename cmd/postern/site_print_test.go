@@ -31,6 +31,7 @@ func badDay() ([]api.SiteState, []api.SiteHeld) {
 		{Site: "full.example", Groups: []string{"net"}, SiteControl: api.SiteControl{Allowed: 9, Connections: 9}, Binding: &api.SiteRefusal{Level: "group", Name: "net", What: "connections", Limit: "9"}},
 		{Site: "grey.example", SiteControl: api.SiteControl{Allowed: 4, Said: &api.SiteSaid{Time: "2026-11-01T11:58:00Z", Class: "greylisted", Text: "450 later"}}},
 		{Site: "slow.example", SiteControl: api.SiteControl{Allowed: 4, Rate: 0.1, Moves: []api.SiteMove{{What: "messages", From: "none", To: "6/min", Why: "451 rate limit"}}}},
+		{Site: "mute.example", Silent: []api.SiteSilent{{Address: "192.0.2.1:25", Until: "2026-11-01T12:05:00Z"}, {Address: "192.0.2.2:25", Until: "2026-11-01T12:04:00Z"}, {Address: "192.0.2.3:25"}}},
 		{Site: "broken.example", SiteControl: api.SiteControl{Allowed: 4, Failures: 2, Said: &api.SiteSaid{Class: "down", Text: "connection refused " + strings.Repeat("x", 200)}}},
 	}, []api.SiteHeld{
 		{Level: "provider", Name: "google", Suspended: true, Since: "2026-11-01T11:30:00Z", Why: "ticket 4711, by joe"},
@@ -56,6 +57,7 @@ func TestSiteList(t *testing.T) {
 		"full.example - 9 9 - - 0 kept by group net: connections 9",
 		"grey.example - 0 4 - - 0 greylists, last 2m ago",
 		"slow.example - 0 4 - 6/min 0 slowed down: 451 rate limit",
+		"mute.example - 0 0 - - 0 2 servers passed over until 2026-11-01T12:05:00Z (in 5m): no answer",
 		"",
 		"provider google is suspended until postern site resume: ticket 4711, by joe, said 30m ago",
 		"site a.example is limited to 2 connections until 2026-11-01T12:30:00Z (in 30m), said 30m ago",
@@ -65,7 +67,7 @@ func TestSiteList(t *testing.T) {
 		t.Fatalf("%d lines:\n%s", len(lines), &b)
 	}
 	for i, line := range lines {
-		if i == 8 {
+		if i == 9 {
 			if n := len([]rune(line)); !strings.HasSuffix(line, "xxx…") || n > 220 {
 				t.Errorf("a long reason is not cut (%d): %s", n, line)
 			}
@@ -89,9 +91,9 @@ func TestSiteChoice(t *testing.T) {
 		chosen      siteChoice
 		sites, held string
 	}{
-		{siteChoice{sort: "name"}, "a alt1 blocks busy full grey slow broken", "google a.example"},
-		{siteChoice{sort: "queued"}, "alt1 blocks a busy full grey slow broken", "google a.example"},
-		{siteChoice{sort: "open"}, "full busy alt1 a blocks grey slow broken", "google a.example"},
+		{siteChoice{sort: "name"}, "a alt1 blocks busy full grey slow mute broken", "google a.example"},
+		{siteChoice{sort: "queued"}, "alt1 blocks a busy full grey slow mute broken", "google a.example"},
+		{siteChoice{sort: "open"}, "full busy alt1 a blocks grey slow mute broken", "google a.example"},
 		{siteChoice{sort: "name", suspended: true}, "alt1 blocks", "google"},
 		{siteChoice{sort: "name", limited: true}, "a busy full slow", "a.example"},
 		{siteChoice{sort: "queued", limited: true, suspended: true}, "alt1 blocks a busy full slow", "google a.example"},

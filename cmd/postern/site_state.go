@@ -29,6 +29,8 @@ func when(at string, now time.Time) string {
 func stateWords(s *api.SiteState, now time.Time) string {
 	b, c := s.Binding, &s.SiteControl
 	switch {
+	case b == nil && controlWords(c, now) == "-":
+		return silentWords(s.Silent, now)
 	case b == nil:
 		return controlWords(c, now)
 	case b.What == suspendedWhat:
@@ -44,6 +46,23 @@ func stateWords(s *api.SiteState, now time.Time) string {
 		return "all open that it is allowed so far"
 	}
 	return "kept by " + b.Level + " " + b.Name + ": " + b.What + optional(" ", b.Limit) + optional(" until ", when(b.Until, now))
+}
+
+// silentWords say of servers that did not answer whether they are passed over.
+func silentWords(all []api.SiteSilent, now time.Time) string {
+	n, until := 0, ""
+	for i := range all {
+		if s := &all[i]; s.Until != "" && !isOver(s.Until, now) {
+			n, until = n+1, max(until, s.Until)
+		}
+	}
+	switch {
+	case n > 0:
+		return plural(n, "server") + " passed over until " + when(until, now) + ": no answer"
+	case len(all) > 0:
+		return plural(len(all), "server") + " did not answer lately"
+	}
+	return "-"
 }
 
 // controlWords are what was found out, in a line.

@@ -14,6 +14,8 @@ type SiteState struct {
 	// Binding is what keeps the next connection or message from this source, nil if
 	// nothing does.
 	Binding *SiteRefusal `json:"binding,omitempty"`
+	// Silent are servers of it that did not answer lately.
+	Silent []SiteSilent `json:"silent,omitempty"`
 }
 
 // SiteControl is what was found out about a site.
