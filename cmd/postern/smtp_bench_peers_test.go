@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -40,10 +42,12 @@ func startServer(b testing.TB, name, output string, c *exec.Cmd) (measured, func
 	}
 	defer out.Close()
 	c.Stdout, c.Stderr = out, out
-	if err := c.Start(); err != nil {
+	ended := make(chan struct{})
+	if err := startTied(c, ended); err != nil {
 		b.Fatalf("%s: %v", name, err)
 	}
 	stop := sync.OnceFunc(func() {
+		defer close(ended)
 		c.Process.Signal(syscall.SIGTERM) //nolint:errcheck // it may have ended
 		kill := time.AfterFunc(clientPatience, func() { c.Process.Kill() })
 		defer kill.Stop()
@@ -55,6 +59,46 @@ func startServer(b testing.TB, name, output string, c *exec.Cmd) (measured, func
 	})
 	b.Cleanup(stop)
 	return measured{name: name, process: c.Process}, stop
+}
+
+// startTied starts a program that is told to end when this one dies, however that
+// happens. The system looks at the thread that started it, which stays until the
+// program has ended.
+func startTied(c *exec.Cmd, ended <-chan struct{}) error {
+	if c.SysProcAttr == nil {
+		c.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	c.SysProcAttr.Pdeathsig = syscall.SIGTERM
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		err := c.Start()
+		started <- err
+		if err == nil {
+			<-ended
+		}
+	}()
+	return <-started
+}
+
+// endWith has a process group end when this program dies, for one whose leader has
+// changed its user and thereby forgotten what startTied arranged. It is for the time
+// until the leader has ended of itself, which the function returned is told.
+func endWith(b testing.TB, group int) (ended func()) {
+	b.Helper()
+	watcher := exec.Command("sh", "-c", `read word || exec env kill -TERM -- "-$1"`, "sh", strconv.Itoa(group))
+	watcher.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	in, err := watcher.StdinPipe()
+	if err == nil {
+		err = watcher.Start()
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	return func() {
+		io.WriteString(in, "ended\n") //nolint:errcheck // it sees the end of the pipe all the same
+		watcher.Wait()                //nolint:errcheck // nothing depends on it
+	}
 }
 
 // await waits until somebody listens at an address.
@@ -264,7 +308,12 @@ func launchPostfix(b testing.TB, dir, main, master string, values map[string]str
 	c := exec.Command(filepath.Join(lib, "usr/lib/postfix/sbin/master"), "-c", filepath.Join(dir, "conf"), "-d")
 	c.Env = append(os.Environ(), "LD_LIBRARY_PATH="+filepath.Join(lib, "usr/lib/postfix"))
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // it ends its process group when it is ended
-	m, _ := startServer(b, "postfix", filepath.Join(dir, "log"), c)
+	m, stop := startServer(b, "postfix", filepath.Join(dir, "log"), c)
+	ended := endWith(b, m.process.Pid)
+	b.Cleanup(func() {
+		stop()
+		ended()
+	})
 	return m
 }
 
