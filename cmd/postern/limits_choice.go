@@ -245,9 +245,9 @@ func (v *permit) Release() {
 }
 
 // Open is the exit's question, for a connection that no leave was given for.
-func (l *limits) Open(site, source string) (smtp.Ticket, error) {
+func (l *limits) Open(site, source string, again bool) (smtp.Ticket, error) {
 	p := l.path(site)
-	p.Source = source
+	p.Source, p.Again = source, again
 	t, no := l.gate.Open(l.now(), p)
 	if no != nil {
 		l.counts.refused(no)

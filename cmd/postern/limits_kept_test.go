@@ -138,7 +138,7 @@ func TestLearnedIsKept(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		k, err := r.Open(name, "")
+		k, err := r.Open(name, "", false)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -368,7 +368,7 @@ func TestLimitsLearn(t *testing.T) {
 	}
 	var all []smtp.Ticket
 	for range 3 {
-		k, err := r.Open(name, "")
+		k, err := r.Open(name, "", false)
 		if err != nil {
 			t.Fatal(err)
 		}

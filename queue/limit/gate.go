@@ -17,6 +17,10 @@ type Path struct {
 	// Routed is set where a route leads there and not the DNS: whose mail is asked
 	// for knows us, and no plan of a new source counts.
 	Routed bool
+	// Again is set where a connection of the same attempt has just found one of the
+	// site's servers out of reach: that it may be asleep for that is no reason not to
+	// try another of them.
+	Again bool
 }
 
 // keys are the path's, from the outermost.
@@ -279,7 +283,7 @@ func (g *Gate) open(now time.Time, p Path) (*Ticket, *Refusal) {
 // controlAdmits looks whether a Control would admit a connection.
 func (g *Gate) controlAdmits(now time.Time, p Path, c *Control) *Refusal {
 	key := Key{Adapted, p.adapted()}
-	if now.Before(c.until) {
+	if now.Before(c.until) && !(p.Again && c.asleep) {
 		return c.refusal(key)
 	}
 	if no := g.blocksPath(now, p); no != nil {
@@ -289,7 +293,7 @@ func (g *Gate) controlAdmits(now time.Time, p Path, c *Control) *Refusal {
 		return &Refusal{Key: key, What: "messages", Limit: c.pace.String() + "/s", Until: no}
 	}
 	allowed := c.connections(now, most(g.bounds(now, Key{Site, p.Site}).Connections))
-	if c.failures >= failuresToSleep {
+	if c.failures >= failuresToSleep && !p.Again {
 		allowed = 1 // one tries whether it is back
 	}
 	if c.open >= allowed {

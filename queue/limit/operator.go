@@ -36,7 +36,7 @@ func (g *Gate) suspended(now time.Time, keys []Key, p Path, c *Control) (no *Ref
 			}
 		}
 	}
-	if c != nil && c.failures < failuresToSleep && now.Before(c.until) {
+	if c != nil && !c.asleep && now.Before(c.until) {
 		no = tighter(no, c.refusal(Key{Adapted, p.adapted()}))
 	}
 	return tighter(no, g.blocksPath(now, p))
@@ -87,11 +87,23 @@ func (g *Gate) Resume(now time.Time, k Key) bool {
 func (g *Gate) Forget(site string) (n int) {
 	g.mu.Lock()
 	defer g.unlock()
+	providers := map[string]bool{}
 	for p, c := range g.controls {
 		if p.site == site && c.open == 0 {
+			providers[c.provider] = true
 			delete(g.controls, p)
 			n++
 		}
+	}
+	for p, c := range g.controls {
+		if k, ok := p.shared(); ok && k.Level == Provider && providers[k.Name] && c.open == 0 {
+			delete(g.controls, p)
+			g.wakeAll(k)
+		}
+	}
+	if k, ok := (pair{site: site}).shared(); ok {
+		g.wakeAll(k)
+		return n
 	}
 	g.woken = append(g.woken, site)
 	return n
@@ -223,7 +235,7 @@ func (g *Gate) Explain(now time.Time, p Path, addresses ...string) Explanation {
 	e.Control = control.state(now)
 	if e.Binding != nil {
 		for i := range e.Lines {
-			e.Lines[i].Binds = e.Lines[i].Key == e.Binding.Key && e.Lines[i].What == e.Binding.What
+			e.Lines[i].Binds = e.Lines[i].isOf(e.Binding)
 		}
 	}
 	return e
@@ -317,7 +329,9 @@ func (g *Gate) Sites(now time.Time) []SiteState {
 	defer g.unlock()
 	all := make([]SiteState, 0, len(g.controls))
 	for p, c := range g.controls {
-		all = append(all, SiteState{p.site, p.source, c.state(now)})
+		if _, ok := p.shared(); !ok {
+			all = append(all, SiteState{p.site, p.source, c.state(now)})
+		}
 	}
 	slices.SortFunc(all, func(a, b SiteState) int {
 		if n := strings.Compare(a.Site, b.Site); n != 0 {

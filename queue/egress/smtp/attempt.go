@@ -31,6 +31,9 @@ type attempt struct {
 	unsuited int
 	// unreached is set if an address might have given another answer at another time.
 	unreached bool
+	// miss is why there was no connection so far, of which the Gate is told unless
+	// another address has one.
+	miss error
 	// again is set if a session came to nothing for which the message and the server
 	// are not to blame, so that the same address is tried once more.
 	again bool

@@ -72,6 +72,7 @@ func (v *visit) run(ctx context.Context, w *walk) {
 	v.key.group = v.target.group()
 	if l := a.x.kept.take(&v.key, v.target.site.Name); l != nil {
 		a.sessions++
+		a.miss = nil
 		if a.job.Reuses != nil {
 			a.job.Reuses()
 		}
@@ -209,7 +210,7 @@ func (v *visit) converse(ctx context.Context, inClear bool) (l *link, broken boo
 	conn, err := v.dial(ctx)
 	if err != nil {
 		x.dead.noConnection(ctx, v.to, err)
-		noConnection(ctx, ticket, err)
+		v.a.missed(ctx, ticket, err)
 		return nil, false, err
 	}
 	m := x.manner.Load()

@@ -84,7 +84,7 @@ func (v *visit) plain(ctx context.Context) (net.Conn, *link, error) {
 	conn, err := v.dial(ctx)
 	if err != nil {
 		x.dead.noConnection(ctx, v.to, err)
-		noConnection(ctx, ticket, err)
+		v.a.missed(ctx, ticket, err)
 		return nil, nil, err
 	}
 	x.dead.answers(v.to)

@@ -11,9 +11,10 @@ import (
 
 // Gate admits connections and messages, and learns from what servers answer.
 type Gate interface {
-	// Open asks for a connection to a site from a source, by name. An error is a
-	// *NotNow.
-	Open(site, source string) (Ticket, error)
+	// Open asks for a connection to a site from a source, by name; again where the
+	// same attempt has found another of the site's servers out of reach, which is no
+	// reason against this one. An error is a *NotNow.
+	Open(site, source string, again bool) (Ticket, error)
 }
 
 // Ticket is leave for one connection.
@@ -72,7 +73,7 @@ func (v *visit) ticket() (Ticket, error) {
 	}
 	if t == nil {
 		var err error
-		if t, err = x.o.Gate.Open(v.target.site.Name, v.a.source.Name); err != nil {
+		if t, err = x.o.Gate.Open(v.target.site.Name, v.a.source.Name, v.a.unreached); err != nil {
 			return nil, err
 		}
 	}
@@ -86,29 +87,35 @@ func (v *visit) ticket() (Ticket, error) {
 	return t, nil
 }
 
-// giveBack returns a ticket that the Exit has got itself and had no use for, because no
-// address would do. mine is the job's own, which is its caller's.
-func (a *attempt) giveBack(mine Ticket) {
-	if t := a.job.Ticket; t != nil && t != mine {
-		a.job.Ticket = nil
-		t.Return()
-	}
-}
-
-// noConnection ends a ticket for which there was no connection. That we cannot
-// leave from here, or wait no longer, says nothing about the server.
-func noConnection(ctx context.Context, t Ticket, err error) {
+// missed keeps a ticket for which there was no connection for the next address. That we
+// cannot leave from here, or wait no longer, says nothing about the server.
+func (a *attempt) missed(ctx context.Context, t Ticket, err error) {
 	if t == nil {
 		return
 	}
-	if sourceFault(err) != nil {
-		t.Return() // nothing was opened
+	a.job.Ticket = t
+	if sourceFault(err) == nil && ctx.Err() == nil {
+		a.miss = err
+	}
+}
+
+// giveBack ends a ticket for which there was no connection in the end, and returns one
+// that the Exit has got itself and had no use for. mine is the job's own, which is its
+// caller's.
+func (a *attempt) giveBack(mine Ticket) {
+	t := a.job.Ticket
+	switch {
+	case t == nil:
+		return
+	case a.miss != nil:
+		t.Unreachable(a.miss)
+		t.Close()
+	case t != mine:
+		t.Return()
+	default:
 		return
 	}
-	if ctx.Err() == nil {
-		t.Unreachable(err)
-	}
-	t.Close()
+	a.job.Ticket = nil
 }
 
 // admitted asks for leave to send a message over a link, and waits for it if that

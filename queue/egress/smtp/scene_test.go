@@ -215,7 +215,7 @@ type entry struct {
 	closed  int
 }
 
-func (l *ledger) Open(string, string) (smtp.Ticket, error) {
+func (l *ledger) Open(string, string, bool) (smtp.Ticket, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := &entry{l: l}
