@@ -35,6 +35,7 @@ type Learned struct {
 	Slept    time.Duration `json:"slept,omitempty"`
 	Since    int64         `json:"since,omitempty"`
 	Until    int64         `json:"until,omitempty"`
+	Asleep   bool          `json:"asleep,omitempty"`
 	Why      string        `json:"why,omitempty"`
 
 	// Moves are the last few.
@@ -129,7 +130,7 @@ func (c *Control) learned(now time.Time, site, source string) Learned {
 		Moves: slices.Clone(c.moves[max(0, len(c.moves)-learnedMoves):]),
 	}
 	if now.Before(c.until) {
-		l.Since, l.Until, l.Why = nanos(c.since), nanos(c.until), c.why
+		l.Since, l.Until, l.Why, l.Asleep = nanos(c.since), nanos(c.until), c.why, c.asleep
 	}
 	if said := c.said; !said.Time.IsZero() {
 		l.Said = &said
@@ -206,7 +207,6 @@ func (l *Learned) control(now time.Time, shift time.Duration) *Control {
 		failures: clamp(l.Failures, 0, math.MaxInt32), slept: clamp(l.Slept, 0, lastSleep), since: at(l.Since, 0), until: at(l.Until, maxSuspended), why: clipped(l.Why, maxWhy),
 		last: at(l.Last, 0), provider: clipped(l.Provider, maxName),
 	}
-	c.asleep = c.failures >= failuresToSleep && now.Before(c.until)
 	switch {
 	case c.ceiling == 0:
 		c.probing = false
