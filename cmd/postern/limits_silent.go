@@ -49,6 +49,10 @@ func (l *limits) forget(ctx context.Context, s api.SiteChange) (api.SiteChanged,
 		names = append(names, l.hosts(done.Name)...)
 		done.Unkept = unkept(l.say(func() { f.Learned = l.gate.Forget(done.Name) }, true))
 	}
+	if done.Level == limit.Address.String() {
+		k := limit.Key{Level: limit.Address, Name: done.Name}
+		done.Unkept = unkept(l.say(func() { f.Learned = l.gate.Forget(k.String()) }, true))
+	}
 	slices.Sort(names)
 	for _, name := range slices.Compact(names) {
 		f.Silent = append(f.Silent, l.forgetSilent(name)...)

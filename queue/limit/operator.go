@@ -36,7 +36,7 @@ func (g *Gate) suspended(now time.Time, keys []Key, p Path, c *Control) (no *Ref
 			}
 		}
 	}
-	if c != nil && !c.asleep && now.Before(c.until) {
+	if c != nil && c.failures < failuresToSleep && now.Before(c.until) {
 		no = tighter(no, c.refusal(Key{Adapted, p.adapted()}))
 	}
 	return tighter(no, g.blocksPath(now, p))
@@ -82,8 +82,9 @@ func (g *Gate) Resume(now time.Time, k Key) bool {
 	return found
 }
 
-// Forget forgets what was found out about a site: its controls, as far as
-// nothing is open.
+// Forget forgets what was found out about a site and its provider, as far as
+// nothing is open: how many controls of the site there were. A Key's text in its
+// place is for what was found out about that address or provider.
 func (g *Gate) Forget(site string) (n int) {
 	g.mu.Lock()
 	defer g.unlock()

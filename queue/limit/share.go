@@ -169,3 +169,10 @@ func (g *Gate) shareLines(now time.Time, keys []Key, source string) (all []Line)
 	}
 	return all
 }
+
+// isOf reports whether a line is the limit that a refusal is about: of two of the same
+// key, one configured and one found out, the one that says the same.
+func (l *Line) isOf(no *Refusal) bool {
+	found := strings.HasPrefix(l.Key.Name, no.Key.String()) && l.Key.Level == Adapted
+	return l.What == no.What && (found || l.Key == no.Key) && (l.What != "connections" || l.Limit == no.Limit)
+}

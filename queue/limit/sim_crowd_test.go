@@ -3,6 +3,7 @@ package limit
 import (
 	"container/heap"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -204,6 +205,73 @@ func TestOffer(t *testing.T) {
 	for _, want := range []string{"b", "b c", "b c"} {
 		if g.Offer(Key{Address, "192.0.2.1"}); strings.Join(woken, " ") != want {
 			t.Errorf("woken are %v, want %s", woken, want)
+		}
+	}
+}
+
+// TestShareIsForgotten: what was found out about an address or a provider is no site's
+// state, binds where it is the tightest, and can be forgotten.
+func TestShareIsForgotten(t *testing.T) {
+	g := New(Options{Bounds: func(k Key) Bounds {
+		if k.Level == Provider {
+			return Bounds{Connections: 20}
+		}
+		return Bounds{NewConnections: Rate{Count: None}}
+	}})
+	refused := Answer{Code: 421, Text: "too many connections", Early: true}
+	open := func(site, address string) *Ticket {
+		t.Helper()
+		k, no := g.Open(start, Path{Site: site, Provider: "p"})
+		if no == nil {
+			no = k.At(start, address)
+		}
+		if no != nil {
+			t.Fatal(no)
+		}
+		return k
+	}
+	for _, same := range []bool{true, false} {
+		var all []*Ticket
+		for i := range 3 {
+			address := "192.0.2.1"
+			if !same {
+				address = fmt.Sprint("192.0.2.", i)
+			}
+			k := open(fmt.Sprint("s", i), address)
+			if all = append(all, k); i < 2 {
+				k.Greeted(start)
+				continue
+			}
+			k.Said(start, refused)
+			k.Close(start)
+		}
+		p := Path{Site: "new", Provider: "p"}
+		e, forget := g.Explain(start, p, "192.0.2.1"), "address 192.0.2.1"
+		if !same {
+			forget = "s0"
+			if e.Binding == nil || e.Binding.Key != (Key{Provider, "p"}) || e.Binding.Limit != "2" {
+				t.Errorf("%+v", e.Binding)
+			}
+			if i := slices.IndexFunc(e.Lines, func(l Line) bool { return l.Binds }); i < 0 || e.Lines[i].Key != (Key{Adapted, "provider p"}) {
+				t.Errorf("%+v", e.Lines)
+			}
+		}
+		if last := e.Lines[len(e.Lines)-1]; last.Limit != "2" || last.Used != "2" {
+			t.Errorf("%+v", last)
+		}
+		for _, s := range g.Sites(start) {
+			if strings.Contains(s.Site, " ") {
+				t.Errorf("%+v is no site", s)
+			}
+		}
+		for _, k := range all {
+			k.Close(start)
+		}
+		if n := g.Forget(forget); n == 0 {
+			t.Errorf("%s is not forgotten", forget)
+		}
+		if e := g.Explain(start, p, "192.0.2.1"); e.Lines[len(e.Lines)-1].Key.Level == Adapted || len(g.shares) > 0 {
+			t.Errorf("%+v %+v", e.Lines, g.shares)
 		}
 	}
 }
