@@ -207,6 +207,7 @@ func (l *Learned) control(now time.Time, shift time.Duration) *Control {
 		failures: clamp(l.Failures, 0, math.MaxInt32), slept: clamp(l.Slept, 0, lastSleep), since: at(l.Since, 0), until: at(l.Until, maxSuspended), why: clipped(l.Why, maxWhy),
 		last: at(l.Last, 0), provider: clipped(l.Provider, maxName),
 	}
+	c.asleep = l.Asleep && now.Before(c.until)
 	switch {
 	case c.ceiling == 0:
 		c.probing = false
