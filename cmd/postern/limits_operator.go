@@ -186,7 +186,7 @@ func (l *limits) Explain(ctx context.Context, name string) (api.SiteExplanation,
 	e.Sources = l.sourcesHere(now, p)
 	e.Binding = refusalOf(l.bindingHere(now, p, x.Binding))
 	e.Control = controlOf(x.Control)
-	e.Queue = l.queued(p.Site)
+	e.Queue, e.Calls = l.queued(p.Site), l.waiters.count(p.Site)
 	return e, nil
 }
 

@@ -143,6 +143,9 @@ func printSiteWith(w io.Writer, e *api.SiteExplanation, state string, now time.T
 		}
 		line("queue", waiting)
 	}
+	if e.Calls > 0 {
+		line("calls", fmt.Sprintf("%d wait in line", e.Calls))
+	}
 	c := &e.Control
 	line("connections", fmt.Sprintf("%d open, %d taken by the server, %d allowed for what it answers", c.Connections, c.Accepted, c.Allowed))
 	if c.Ceiling > 0 {

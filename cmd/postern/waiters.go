@@ -87,6 +87,16 @@ func (a *waiters) leave(at lane, c *waiter) {
 	}
 }
 
+// count is how many wait for a site.
+func (a *waiters) count(site string) (n int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, l := range a.lines[site] {
+		n += len(l)
+	}
+	return n
+}
+
 // wake has the first ones who wait for a site ask again.
 func (a *waiters) wake(site string) {
 	a.mu.Lock()

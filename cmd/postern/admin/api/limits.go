@@ -158,6 +158,9 @@ type SiteExplanation struct {
 	Held []SiteHeld `json:"held,omitempty"`
 	// Queue is what waits for the site; nil if nothing does.
 	Queue *Site `json:"queue,omitempty"`
+	// Calls are those of qmail-remote, and clients of cut_through, that wait in line for
+	// room.
+	Calls int `json:"calls,omitempty"`
 }
 
 // SiteSource is one of our addresses, towards a site.
