@@ -36,7 +36,7 @@ func (g *Gate) suspended(now time.Time, keys []Key, p Path, c *Control) (no *Ref
 			}
 		}
 	}
-	if c != nil && c.failures < failuresToSleep && now.Before(c.until) {
+	if c != nil && !c.asleep && now.Before(c.until) {
 		no = tighter(no, c.refusal(Key{Adapted, p.adapted()}))
 	}
 	return tighter(no, g.blocksPath(now, p))
