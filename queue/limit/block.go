@@ -1,6 +1,9 @@
 package limit
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // block says that a provider takes nothing from a source for a while.
 type block struct {
@@ -9,10 +12,12 @@ type block struct {
 }
 
 // blocked takes in an answer that blocks a source: at all sites of the provider, since
-// what they know of our addresses they know together. The Gate is locked.
+// what they know of our addresses they know together. Hosts that only share a domain may
+// be anybody's, such as those that a hoster lets, and one of them must not keep mail from
+// the others. The Gate is locked.
 func (g *Gate) blocked(now time.Time, p Path, c *Control, pause time.Duration, why string) {
 	c.sleep(now, pause, why)
-	if p.Provider == "" {
+	if p.Provider == "" || strings.Contains(p.Provider, ".") {
 		return
 	}
 	key := pair{p.Provider, p.Source}

@@ -162,6 +162,10 @@ func ParseClasses(text string) (*Classes, error) {
 	return c, nil
 }
 
+// addresses are those of mailboxes in a text. Servers say them back, and whoever makes us
+// send to one, if it is by a bounce, must not choose what we read in an answer.
+var addresses = regexp.MustCompile(`<[^<>]*@[^<>]*>|"[^"]*"@\S*|\S*@\S*`)
+
 // Meaning is what an answer means. A success or a permanent answer without a
 // rule of its own means nothing; a 421 without one is about the number of
 // connections if it came early, and a trouble of the server's otherwise.
@@ -169,7 +173,7 @@ func (c *Classes) Meaning(a Answer) Meaning {
 	if a.Code < 400 {
 		return Meaning{}
 	}
-	text := a.Text[:min(len(a.Text), maxLooked)]
+	text := addresses.ReplaceAllString(a.Text[:min(len(a.Text), maxLooked)], " ")
 	for i := range c.rules {
 		if r := &c.rules[i]; r.fits(a, text) {
 			return Meaning{r.class, r.name, r.pause}

@@ -188,6 +188,12 @@ func (r Rate) waitFor(now, due int64) time.Duration {
 // spend is when the next is due at the full rate after one now.
 func (r Rate) spend(now, due int64) int64 { return max(due, now) + int64(r.every()) }
 
+// believed is when the next is due as far as this rate can have brought that about: a
+// slower one that held before, or a clock that was ahead, counts no longer.
+func (r Rate) believed(now, due int64) int64 {
+	return min(due, now+int64(r.burst())*int64(r.every()))
+}
+
 // most is a bound on connections as a number to compare with.
 func most(n int) int {
 	if n <= 0 {
@@ -206,6 +212,7 @@ func (g *Gate) admits(now time.Time, k Key, b Bounds) *Refusal {
 		return &Refusal{Key: k, What: "connections", Limit: fmt.Sprint(b.Connections)}
 	}
 	if r := b.NewConnections; r.IsSet() {
+		c.conns = r.believed(now.UnixNano(), c.conns)
 		if wait := r.waitFor(now.UnixNano(), c.conns); wait > 0 {
 			return &Refusal{Key: k, What: "new connections", Limit: r.String(), Until: now.Add(wait)}
 		}
@@ -451,7 +458,8 @@ func (t *Ticket) close(now time.Time) {
 }
 
 // Message asks leave to begin a message with so many recipients. A Refusal of
-// MessagesEach or RecipientsEach has no time: the connection is used up. What is
+// MessagesEach or RecipientsEach, or of Connections that were lowered meanwhile, has no
+// time: the connection is used up. What is
 // suspended gets no further messages over connections that are open.
 func (t *Ticket) Message(now time.Time, recipients int) *Refusal {
 	g := t.g
@@ -462,13 +470,17 @@ func (t *Ticket) Message(now time.Time, recipients int) *Refusal {
 	for _, k := range keys {
 		b := g.bounds(now, k)
 		switch {
+		case b.Connections > 0 && g.counter(k).open > b.Connections: // it was lowered
+			return &Refusal{Key: k, What: "connections", Limit: fmt.Sprint(b.Connections)}
 		case b.MessagesEach > 0 && t.sent >= b.MessagesEach:
 			return &Refusal{Key: k, What: "messages a connection", Limit: fmt.Sprint(b.MessagesEach)}
 		case b.RecipientsEach > 0 && t.sent > 0 && t.rcpts+recipients > b.RecipientsEach:
 			return &Refusal{Key: k, What: "recipients a connection", Limit: fmt.Sprint(b.RecipientsEach)}
 		}
 		if r := b.Messages; r.IsSet() {
-			if wait := r.waitFor(now.UnixNano(), g.counter(k).msgs); wait > 0 {
+			c := g.counter(k)
+			c.msgs = r.believed(now.UnixNano(), c.msgs)
+			if wait := r.waitFor(now.UnixNano(), c.msgs); wait > 0 {
 				no = tighter(no, &Refusal{Key: k, What: "messages", Limit: r.String(), Until: now.Add(wait)})
 			}
 		}

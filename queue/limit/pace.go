@@ -41,7 +41,7 @@ func bucket(t time.Time) int64 { return t.UnixNano() / int64(bucketTime) }
 
 func (m *meter) roll(now time.Time) {
 	b := bucket(now)
-	if m.since == 0 || b-m.at >= meterBuckets {
+	if m.since == 0 || b-m.at >= meterBuckets || m.at-b > 1 { // or the clock was ahead
 		*m = meter{at: b, since: b}
 		return
 	}
