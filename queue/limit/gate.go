@@ -260,6 +260,7 @@ func (g *Gate) Open(now time.Time, p Path) (*Ticket, *Refusal) {
 	t, no := g.open(now, p)
 	if no != nil {
 		g.refuse(no, p.Site)
+		g.passOn(now, p)
 	}
 	return t, no
 }
@@ -321,6 +322,19 @@ func (g *Gate) refuse(no *Refusal, site string) {
 	c := g.counter(no.Key)
 	if no.Until.IsZero() && !slices.Contains(c.waiting, site) {
 		c.waiting = append(c.waiting, site)
+	}
+}
+
+// passOn wakes one who waits for what a path counts for and has room: the path was woken
+// for that, perhaps, and is refused for something else. The Gate is locked.
+func (g *Gate) passOn(now time.Time, p Path) {
+	for _, k := range p.keys() {
+		if c := g.counters[k]; k.Level == Site || c == nil || len(c.waiting) == 0 {
+			continue
+		}
+		if tighter(g.admits(now, k, g.bounds(now, k)), g.shareAdmits(now, k, p.Source)) == nil {
+			g.free(k, 1)
+		}
 	}
 }
 

@@ -116,6 +116,9 @@ func (g *Gate) wakeAll(k Key) {
 	}
 }
 
+// sweptAtOnce is how many who wait for the same are woken by Sweep.
+const sweptAtOnce = 10
+
 // Sweep forgets what says nothing any more, and wakes whom time alone has let
 // in. The owner calls it about once a minute.
 func (g *Gate) Sweep(now time.Time) {
@@ -127,6 +130,7 @@ func (g *Gate) Sweep(now time.Time) {
 			g.wakeAll(k)
 		}
 	}
+	found := map[Key]bool{}
 	for p, c := range g.controls {
 		if c.idle(now) {
 			delete(g.controls, p)
@@ -135,6 +139,7 @@ func (g *Gate) Sweep(now time.Time) {
 		key, of := Key{Adapted, Path{Site: p.site, Source: p.source}.adapted()}, Key{Site, p.site}
 		if k, ok := p.shared(); ok {
 			key, of = k, k
+			found[k] = true
 		}
 		if n := g.counters[key]; n != nil && len(n.waiting) > 0 {
 			g.free(key, max(0, c.connections(now, most(g.bounds(now, of).Connections))-c.open))
@@ -143,6 +148,9 @@ func (g *Gate) Sweep(now time.Time) {
 	g.sweepPools(now)
 	at := now.UnixNano()
 	for k, c := range g.counters {
+		if k.Level != Adapted && !found[k] && len(c.waiting) > 0 && g.admits(now, k, g.bounds(now, k)) == nil {
+			g.free(k, sweptAtOnce) // whoever was woken for it has no use for it any more
+		}
 		if c.open == 0 && len(c.waiting) == 0 && c.conns <= at && c.msgs <= at && at-c.last > int64(forgetAfter) {
 			delete(g.counters, k)
 		}

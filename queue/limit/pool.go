@@ -24,6 +24,7 @@ func (g *Gate) OpenFirst(now time.Time, paths []Path) (*Ticket, int, *Refusal) {
 	}
 	for i, r := range all {
 		g.refuse(r, paths[i].Site)
+		g.passOn(now, paths[i])
 	}
 	return nil, -1, no
 }
