@@ -125,7 +125,15 @@ type session struct {
 
 // session holds one conversation from MAIL on and gives the connection back.
 func (v *visit) session(ctx context.Context, l *link) {
+	whole := false
+	defer func() {
+		if !whole { // the job's Prepare panics; whoever recovers must not have lost a connection
+			l.c.Close()
+			v.a.x.kept.close(ctx, l)
+		}
+	}()
 	v.newSession(l).run(ctx)
+	whole = true
 	v.a.x.kept.give(ctx, l)
 }
 

@@ -1,6 +1,7 @@
 package smtp_test
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/reply"
 	wire "github.com/postern-mta/postern/pipeline/smtp"
 	"github.com/postern-mta/postern/pipeline/smtp/smtptest"
@@ -324,5 +326,26 @@ func TestTicketsComeBack(t *testing.T) {
 	j.Ticket, g.open = &ticket{g: g}, 1
 	if r := one(t, x, j); r.NotNow == nil || j.Ticket == nil || g.open != 1 {
 		t.Errorf("the caller's own ticket is his: %d open, %+v", g.open, r)
+	}
+}
+
+// TestPanicsLoseNoConnection: a job whose Prepare panics leaves nothing open.
+func TestPanicsLoseNoConnection(t *testing.T) {
+	n := newInternet(t)
+	n.put("d.test", "192.0.2.1", smtptest.Options{})
+	g := &gate{}
+	x := n.exit(smtp.Options{Gate: g})
+	j := job("d.test", "r@d.test")
+	j.Prepare = func(context.Context, wire.Capabilities) (message.Message, error) { panic("a filter") }
+	func() {
+		defer func() {
+			if p := recover(); p != "a filter" {
+				t.Errorf("recovered %v", p)
+			}
+		}()
+		x.Deliver(t.Context(), j)
+	}()
+	if open, _ := x.Connections("d.test"); open != 0 || g.open != 0 {
+		t.Errorf("%d connections and %d tickets are left", open, g.open)
 	}
 }
