@@ -203,7 +203,7 @@ func (v *visit) open(ctx context.Context) (*link, error) {
 // of TLS, and not because of what the server thinks of us.
 func (v *visit) converse(ctx context.Context, inClear bool) (l *link, broken bool, err error) {
 	x := v.a.x
-	ticket, err := v.ticket()
+	ticket, err := v.ticket(ctx)
 	if err != nil {
 		return nil, false, err
 	}

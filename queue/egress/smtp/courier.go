@@ -77,7 +77,7 @@ func (v *visit) carry(ctx context.Context, w *walk) {
 func (v *visit) plain(ctx context.Context) (net.Conn, *link, error) {
 	x := v.a.x
 	x.kept.makeRoom(ctx, v.target.site.Name)
-	ticket, err := v.ticket()
+	ticket, err := v.ticket(ctx)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -63,8 +63,9 @@ func notNow(err error) *NotNow {
 const maxPause = 2 * time.Second
 
 // ticket is leave for a connection of the visit, from the job or from the Gate;
-// nil without a Gate.
-func (v *visit) ticket() (Ticket, error) {
+// nil without a Gate. Where that has no room, a connection of the site's gives way that is
+// free and of no use for this message, because it is for another policy or login.
+func (v *visit) ticket(ctx context.Context) (Ticket, error) {
 	x, job := v.a.x, v.a.job
 	t := job.Ticket
 	job.Ticket = nil
@@ -73,7 +74,12 @@ func (v *visit) ticket() (Ticket, error) {
 	}
 	if t == nil {
 		var err error
-		if t, err = x.o.Gate.Open(v.target.site.Name, v.a.source.Name, v.a.unreached); err != nil {
+		site, source := v.target.site.Name, v.a.source.Name
+		t, err = x.o.Gate.Open(site, source, v.a.unreached)
+		if n := notNow(err); n != nil && n.Until.IsZero() && x.kept.giveWay(ctx, site, source) {
+			t, err = x.o.Gate.Open(site, source, v.a.unreached)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}

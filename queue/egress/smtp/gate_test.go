@@ -12,6 +12,7 @@ import (
 
 	"github.com/postern-mta/postern/pipeline/message"
 	"github.com/postern-mta/postern/pipeline/reply"
+	"github.com/postern-mta/postern/pipeline/resolve"
 	wire "github.com/postern-mta/postern/pipeline/smtp"
 	"github.com/postern-mta/postern/pipeline/smtp/smtptest"
 	"github.com/postern-mta/postern/queue/egress/smtp"
@@ -347,5 +348,37 @@ func TestPanicsLoseNoConnection(t *testing.T) {
 	}()
 	if open, _ := x.Connections("d.test"); open != 0 || g.open != 0 {
 		t.Errorf("%d connections and %d tickets are left", open, g.open)
+	}
+}
+
+// TestFreeConnectionsGiveWay: one that is free, and of no use because the next message
+// wants another policy, does not stand in its way.
+func TestFreeConnectionsGiveWay(t *testing.T) {
+	n := newInternet(t)
+	n.put("a.test", "192.0.2.1", smtptest.Options{})
+	n.mx["b.test"] = exchangers(resolve.Host{Name: "a.test", Preference: 1})
+	n.mx["c.test"] = n.mx["b.test"]
+	g := &gate{}
+	g.refuse = func(w string) *smtp.NotNow {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if w == "open" && g.open > 0 {
+			return &smtp.NotNow{Why: "one connection"}
+		}
+		return nil
+	}
+	x := n.exit(smtp.Options{Gate: g, TLS: func(domain, _ string) smtp.TLSPolicy {
+		if domain == "c.test" {
+			return smtp.TLSPolicy{Level: smtp.NoTLS}
+		}
+		return smtp.TLSPolicy{}
+	}})
+	for _, d := range []string{"b.test", "c.test", "b.test"} {
+		if r := one(t, x, job(d, "r@"+d)); r.Reply.Class != reply.Success {
+			t.Errorf("%s: %+v", d, r)
+		}
+	}
+	if g.most != 1 {
+		t.Errorf("%d open at once", g.most)
 	}
 }

@@ -311,6 +311,26 @@ func (k *kept) makeRoom(ctx context.Context, site string) {
 	}
 }
 
+// giveWay closes the connection of a site from a source that is free for longest, and waits
+// for that; false if there is none.
+func (k *kept) giveWay(ctx context.Context, site, source string) bool {
+	k.mu.Lock()
+	var l *link
+	if of := k.sites[site]; of != nil {
+		for l = of.free.first; l != nil && l.key.source.Name != source; l = l.chain[ofSite].after {
+		}
+	}
+	if l != nil {
+		k.remove(l)
+	}
+	k.mu.Unlock()
+	if l == nil {
+		return false
+	}
+	k.close(ctx, l)
+	return true
+}
+
 // end closes all free connections, and those that become free.
 func (k *kept) end(ctx context.Context) {
 	k.mu.Lock()
