@@ -137,13 +137,13 @@ func (t *Ticket) shareTaken(now time.Time) {
 	}
 }
 
-// shareRefused notes a refusal for the number of connections: at the narrowest of the
-// levels where other sites have connections, too, or that are known to refuse.
+// shareRefused notes a refusal for the number of connections: at the narrowest level
+// that can be what it is about.
 func (t *Ticket) shareRefused(now time.Time, why string) {
 	for i := len(t.joined) - 1; i >= 0; i-- {
 		j := &t.joined[i]
 		s, c := t.g.shares[j.pair], t.g.controls[j.pair]
-		if s.accepted == s.sites[t.path.Site] && c == nil {
+		if !s.explains(t.path.Site, j, c) {
 			continue
 		}
 		if c == nil {
@@ -154,6 +154,25 @@ func (t *Ticket) shareRefused(now time.Time, why string) {
 		c.tooMany(now, &j.conn, why)
 		return
 	}
+}
+
+// explains reports whether a refusal of a site's connection may be about a share: other
+// sites have connections there, or it has refused before. A provider has many servers
+// with limits of their own, so there the site must have none itself, or the provider
+// be at its limit.
+func (s *share) explains(site string, j *joined, c *Control) bool {
+	own := s.sites[site]
+	others := s.accepted > own
+	if j.conn.greeting > 0 {
+		own-- // this one
+	}
+	if j.key.Level == Address {
+		return others || c != nil
+	}
+	if c == nil {
+		return others && own == 0
+	}
+	return own == 0 || c.open >= c.limit
 }
 
 // shareLines are what was found out about the shares that keys stand for.

@@ -275,3 +275,31 @@ func TestShareIsForgotten(t *testing.T) {
 		}
 	}
 }
+
+// TestSmallServersOfABigProvider: that one of a provider's servers wants no more than it
+// has does not move what the provider gets.
+func TestSmallServersOfABigProvider(t *testing.T) {
+	g := New(Options{Bounds: func(Key) Bounds { return Bounds{NewConnections: Rate{Count: None}} }})
+	open := func(site string) *Ticket {
+		t.Helper()
+		k, no := g.Open(start, Path{Site: site, Provider: "p"})
+		if no == nil {
+			no = k.At(start, "address of "+site)
+		}
+		if no != nil {
+			t.Fatal(no)
+		}
+		return k
+	}
+	for i := range firstConnections {
+		small := fmt.Sprint("small", i)
+		open("big").Greeted(start)
+		open(small).Greeted(start)
+		k := open(small)
+		k.Said(start, Answer{Code: 421, Text: "too many connections", Early: true})
+		k.Close(start)
+		if s := g.Explain(start, Path{Site: small, Provider: "p"}); s.Control.Limit != 1 || s.Lines[len(s.Lines)-1].Key.Level == Adapted {
+			t.Fatalf("%s: %+v", small, s)
+		}
+	}
+}
