@@ -30,8 +30,8 @@
 //
 // Servers count connections by address or by provider, whatever domains they are
 // for. A refusal while other sites have connections to the same address is
-// therefore taken for one of that address, too, and else while other sites of the
-// provider have any for one of the provider; what was found out so moves in the
+// therefore taken for one of that address, too, and else for one of the provider, if
+// other sites of the provider have connections and this one has none; what was found out so moves in the
 // same way and holds for all sites from that source.
 //
 // A refusal for the rate ("too many messages") halves the rate that was
