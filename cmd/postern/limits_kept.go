@@ -21,6 +21,7 @@ type limitsKept struct {
 
 	mu     sync.Mutex // held while something is said or written
 	failed bool       // what was found out could not be written
+	owed   bool       // what operators have said is not written as it holds
 }
 
 const (
@@ -54,6 +55,9 @@ func (l *limits) remember(state string, log *slog.Logger) {
 		log.Info("limits go on from before", "orders", held, "sites", sites, "since", isoTime(learned.Time))
 	}
 	l.kept = k
+	if k.owed { // what is left of a damaged file must not need another word to be kept
+		k.orders(now, l.gate.Held(now)) //nolint:errcheck // it is written later
+	}
 }
 
 // makeDir makes the directory, and has it on disk.
@@ -89,6 +93,7 @@ func (k *limitsKept) read(name string) limit.Record {
 	default:
 		k.log.Error("what operators have said of limits cannot be read as a whole: see postern site list for what is left of it, and say the rest again", "file", path, "set_aside", path+damagedSuffix, "left", len(r.Held), "error", err)
 	}
+	k.owed = k.owed || name == ordersFile
 	if err := os.Rename(path, path+damagedSuffix); err != nil {
 		k.log.Warn("a damaged file cannot be set aside", "file", path, "error", err)
 	}
@@ -131,7 +136,7 @@ func (l *limits) say(do func(), learned bool) (kept error) {
 	defer k.mu.Unlock()
 	do()
 	now := l.now()
-	if err := k.write(ordersFile, &limit.Record{Time: now, Held: l.gate.Held(now)}, true); err != nil {
+	if err := k.orders(now, l.gate.Held(now)); err != nil {
 		return err
 	}
 	if !learned {
@@ -140,12 +145,20 @@ func (l *limits) say(do func(), learned bool) (kept error) {
 	return k.write(learnFile, l.learned(now), true)
 }
 
+// orders writes what operators have said; k is locked.
+func (k *limitsKept) orders(now time.Time, held []limit.Held) error {
+	err := k.write(ordersFile, &limit.Record{Time: now, Held: held}, true)
+	k.owed = err != nil
+	return err
+}
+
 // learned is what was found out.
 func (l *limits) learned(now time.Time) *limit.Record {
 	return &limit.Record{Time: now, Learned: l.gate.Export(now, keptSites), Blocks: l.gate.Blocks(now), Used: l.gate.ExportUsed(now)}
 }
 
-// keepLearned keeps what was found out. That it cannot is logged once.
+// keepLearned keeps what was found out, and what operators have said if that could not be
+// kept before. That it cannot is logged once.
 func (l *limits) keepLearned() {
 	k := l.kept
 	if k == nil {
@@ -155,6 +168,9 @@ func (l *limits) keepLearned() {
 	defer k.mu.Unlock()
 	now := l.now()
 	err := k.write(learnFile, l.learned(now), false)
+	if k.owed {
+		err = errors.Join(err, k.orders(now, l.gate.Held(now)))
+	}
 	if err != nil && !k.failed {
 		k.log.Warn("what was found out about other servers' limits cannot be written, and a restart would forget it", "error", err)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -81,6 +82,14 @@ func TestOrdersHoldWithoutDisk(t *testing.T) {
 	if n := strings.Count(log.String(), "cannot be written"); n != 1 {
 		t.Errorf("it was logged %d times: %s", n, log)
 	}
+	// With a disk again, it is kept without another word.
+	if err := errors.Join(os.Remove(filepath.Join(dir, "limits")), os.Mkdir(filepath.Join(dir, "limits"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	r.keepLearned()
+	if r, _ := restartedRig(t, dir, r.clock); len(r.Held()) != 1 {
+		t.Errorf("after a restart: %+v", r.Held())
+	}
 }
 
 // TestDamagedLimits: whatever lies there, the daemon starts, says so, and what can be
@@ -122,6 +131,9 @@ func TestDamagedLimits(t *testing.T) {
 			t.Fatal(err)
 		}
 		r, log = restartedRig(t, dir, now.Add(time.Minute))
+		if n := len(r.Held()); n != c.left {
+			t.Errorf("%s: %d are left of %d after another restart", c.name, n, c.left)
+		}
 		if len(r.List("", 10)) != 0 || !strings.Contains(log.String(), "found out anew") {
 			t.Errorf("%s: %s", c.name, log)
 		}
