@@ -351,14 +351,6 @@ func (g *Gate) Wanted(p Path) bool {
 	return false
 }
 
-// Offer has a site ask again that waits for a key, as if something of it had ended:
-// there is a connection that others may use.
-func (g *Gate) Offer(k Key) {
-	g.mu.Lock()
-	defer g.unlock()
-	g.free(k, 1)
-}
-
 // enter counts a connection.
 func (g *Gate) enter(now time.Time, k Key) {
 	c := g.counter(k)

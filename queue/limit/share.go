@@ -36,6 +36,14 @@ func (p pair) shared() (Key, bool) {
 	return Key{}, false
 }
 
+// Offer has a site ask again that waits for a key, as if something of it had ended:
+// there is a connection that others may use.
+func (g *Gate) Offer(k Key) {
+	g.mu.Lock()
+	defer g.unlock()
+	g.free(k, 1)
+}
+
 // shareAdmits looks whether what was found out about a key would admit a connection
 // from a source. It changes nothing. The Gate is locked.
 func (g *Gate) shareAdmits(now time.Time, k Key, source string) *Refusal {
