@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -31,6 +32,11 @@ func TestMain(m *testing.M) {
 	// A program that was built with -race sleeps for a second before it ends,
 	// unless it is told not to; the scripts run hundreds.
 	os.Setenv("GORACE", "atexit_sleep_ms=0 "+os.Getenv("GORACE")) //nolint:errcheck // it cannot fail
+	// A script ends what it has left running by an interrupt, and waits for it.
+	// Where a shell started the tests in the background, all would ignore it.
+	if signal.Ignored(os.Interrupt) {
+		signal.Notify(make(chan os.Signal, 1), os.Interrupt)
+	}
 	testscript.Main(m, map[string]func(){
 		"postern":  func() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) },
 		"recorder": func() { os.Exit(record()) },
