@@ -195,6 +195,14 @@ func (t *ticket) At(a netip.Addr) error {
 	return nil
 }
 
+// TakeOver has a connection count for another site.
+func (t *ticket) TakeOver(other smtp.Ticket, a netip.Addr) {
+	if o, ok := other.(*ticket); ok {
+		t.t.TakeOver(t.l.now(), o.t, t.l.config().GroupsOfAddress(a)...)
+		o.end()
+	}
+}
+
 func (t *ticket) Greeted()              { t.t.Greeted(t.l.now()) }
 func (t *ticket) Unreachable(err error) { t.t.Unreachable(t.l.now(), err.Error()) }
 func (t *ticket) Taken()                { t.t.Taken(t.l.now()) }

@@ -425,13 +425,18 @@ func (t *Ticket) Return(now time.Time) {
 	if t.closed {
 		return
 	}
-	for _, k := range t.keys {
-		if r := g.bounds(now, k).NewConnections; r.IsSet() {
-			g.counter(k).conns -= int64(r.every())
-		}
-		g.counter(k).connsN--
-	}
+	t.refund(now)
 	t.close(now)
+}
+
+// refund takes it back that a ticket counted as a new connection. The Gate is locked.
+func (t *Ticket) refund(now time.Time) {
+	for _, k := range t.keys {
+		if r := t.g.bounds(now, k).NewConnections; r.IsSet() {
+			t.g.counter(k).conns -= int64(r.every())
+		}
+		t.g.counter(k).connsN--
+	}
 }
 
 func (g *Gate) leave(now time.Time, k Key) {

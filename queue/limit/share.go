@@ -99,9 +99,7 @@ func (t *Ticket) part(now time.Time, level Level) {
 		s := t.g.shares[j.pair]
 		if j.conn.greeting > 0 {
 			s.accepted--
-			if s.sites[t.path.Site]--; s.sites[t.path.Site] <= 0 {
-				delete(s.sites, t.path.Site)
-			}
+			s.left(t.path.Site)
 		}
 		if s.open--; s.open == 0 {
 			delete(t.g.shares, j.pair)
@@ -111,6 +109,13 @@ func (t *Ticket) part(now time.Time, level Level) {
 		}
 	}
 	t.joined = kept
+}
+
+// left counts an accepted connection of a site off.
+func (s *share) left(site string) {
+	if s.sites[site]--; s.sites[site] <= 0 {
+		delete(s.sites, site)
+	}
 }
 
 // shareGreeted notes that a ticket's connection was accepted.

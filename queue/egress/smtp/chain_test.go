@@ -55,9 +55,17 @@ func TestFreeConnections(t *testing.T) {
 			}
 		default:
 			k.mu.Unlock()
-			i := len(idle) - 1
-			for i >= 0 && idle[i].key != l.key {
-				i--
+			i := -1
+			for n, seen := len(idle)-1, 0; n >= 0 && seen < ownLook; n-- {
+				if idle[n].key != l.key {
+					continue
+				}
+				if seen++; i < 0 || idle[n].site == l.site {
+					i = n
+				}
+				if idle[i].site == l.site {
+					break
+				}
 			}
 			var want *link
 			if i >= 0 {

@@ -71,6 +71,11 @@ func (v *visit) run(ctx context.Context, w *walk) {
 	a := v.a
 	v.key.group = v.target.group()
 	if l := a.x.kept.take(&v.key, v.target.site.Name); l != nil {
+		if err := v.takeOver(ctx, l); err != nil {
+			a.x.kept.untake(ctx, l)
+			v.failed(err, w)
+			return
+		}
 		a.sessions++
 		a.miss = nil
 		if a.job.Reuses != nil {
@@ -215,7 +220,7 @@ func (v *visit) converse(ctx context.Context, inClear bool) (l *link, broken boo
 	}
 	m := x.manner.Load()
 	l = &link{
-		key: v.key, site: v.target.site.Name, ticket: ticket, opened: x.o.Now(), hello: m.helloOf(v.a.source),
+		key: v.key, site: v.target.site.Name, ticket: ticket, counts: v.target.site.Name, opened: x.o.Now(), hello: m.helloOf(v.a.source),
 		c: wire.NewClient(conn, wire.ClientOptions{
 			Hello: m.helloOf(v.a.source), Timeouts: m.timeouts, Buffers: &x.buffers,
 			Chunking: m.chunking && !x.unchunked.has(v.to.address, x.o.Now()),

@@ -22,6 +22,9 @@ type Ticket interface {
 	// At says which address it goes to; it may be called again if that was not to be
 	// had. An error is a *NotNow.
 	At(netip.Addr) error
+	// TakeOver: the connection that another ticket of the Gate is for, which this one is
+	// given in place of At, is this one's from now on, and the other is over.
+	TakeOver(other Ticket, at netip.Addr)
 	// Greeted: the server is ready for mail. Unreachable: there was no connection, or
 	// it broke before that.
 	Greeted()
@@ -66,6 +69,19 @@ const maxPause = 2 * time.Second
 // nil without a Gate. Where that has no room, a connection of the site's gives way that is
 // free and of no use for this message, because it is for another policy or login.
 func (v *visit) ticket(ctx context.Context) (Ticket, error) {
+	t, err := v.leave(ctx)
+	if t == nil || v.to.hop.Socket != "" {
+		return t, err
+	}
+	if err := t.At(v.to.address.Addr()); err != nil {
+		v.a.job.Ticket = t // for another address, or to be given back
+		return nil, err
+	}
+	return t, nil
+}
+
+// leave is a ticket that is for no address yet.
+func (v *visit) leave(ctx context.Context) (Ticket, error) {
 	x, job := v.a.x, v.a.job
 	t := job.Ticket
 	job.Ticket = nil
@@ -83,14 +99,22 @@ func (v *visit) ticket(ctx context.Context) (Ticket, error) {
 			return nil, err
 		}
 	}
-	if v.to.hop.Socket != "" {
-		return t, nil
-	}
-	if err := t.At(v.to.address.Addr()); err != nil {
-		job.Ticket = t // for another address, or to be given back
-		return nil, err
-	}
 	return t, nil
+}
+
+// takeOver has a free connection that was another site's count for this one.
+func (v *visit) takeOver(ctx context.Context, l *link) error {
+	site := v.target.site.Name
+	if l.ticket == nil || l.counts == site {
+		return nil
+	}
+	t, err := v.leave(ctx)
+	if err != nil {
+		return err
+	}
+	t.TakeOver(l.ticket, v.to.address.Addr())
+	l.ticket, l.counts = t, site
+	return nil
 }
 
 // missed keeps a ticket for which there was no connection for the next address. That we

@@ -83,6 +83,11 @@ func (t *ticket) Said(a wire.Reply, early bool) bool {
 
 func (t *ticket) Return() { t.Close() }
 
+func (t *ticket) TakeOver(other smtp.Ticket, _ netip.Addr) {
+	t.g.note("take over")
+	other.Close()
+}
+
 func (t *ticket) Close() {
 	t.g.note("close")
 	t.g.mu.Lock()
@@ -270,9 +275,10 @@ func TestGroupsHaveConnectionsOfTheirOwn(t *testing.T) {
 		t.Errorf("%+v", st)
 	}
 	g.mu.Lock()
-	heard := slices.DeleteFunc(slices.Clone(g.heard), func(h string) bool { return !strings.HasPrefix(h, "open") })
+	heard := slices.DeleteFunc(slices.Clone(g.heard), func(h string) bool { return !strings.HasPrefix(h, "open") && h != "take over" })
 	g.mu.Unlock()
-	if want := []string{"open a.test", "open slow=b.test"}; !slices.Equal(heard, want) {
+	want := []string{"open a.test", "open slow=b.test", "open c.test", "take over", "open slow=d.test", "take over"}
+	if !slices.Equal(heard, want) {
 		t.Errorf("%q, want %q", heard, want)
 	}
 	if p, err := x.Locate(t.Context(), "d.test"); err != nil || p.Site.Name != "slow=d.test" || !slices.Equal(p.Hosts, []string{"d.test"}) {
@@ -380,5 +386,41 @@ func TestFreeConnectionsGiveWay(t *testing.T) {
 	}
 	if g.most != 1 {
 		t.Errorf("%d open at once", g.most)
+	}
+}
+
+// TestAnothersConnection: a connection to an address that two domains share counts
+// for the one whose message it carries, and stays the other's where that has no room.
+func TestAnothersConnection(t *testing.T) {
+	full := false
+	n := newInternet(t)
+	s := n.put("d.test", "192.0.2.1", smtptest.Options{})
+	n.hosts["e.test"] = n.hosts["d.test"]
+	g := &gate{refuse: func(w string) *smtp.NotNow {
+		if w == "open" && full {
+			return &smtp.NotNow{Until: time.Now().Add(time.Hour), Why: "a limit"}
+		}
+		return nil
+	}}
+	x := n.exit(smtp.Options{Gate: g})
+	mail(t, x, 1, "d.test")
+	mail(t, x, 1, "e.test")
+	if d, _ := x.Connections("d.test"); d != 0 {
+		t.Errorf("%d connections count for d.test", d)
+	}
+	full = true
+	if r := one(t, x, job("d.test", "r@d.test")); r.NotNow == nil {
+		t.Errorf("%+v", r)
+	}
+	if open, free := x.Connections("e.test"); open != 1 || free != 1 {
+		t.Errorf("e.test has %d connections, %d of them free", open, free)
+	}
+	mail(t, x, 1, "e.test")
+	want := "[open d.test at 192.0.2.1 greeted message 1 taken open e.test take over close message 1 taken message 1 taken]"
+	if got := fmt.Sprint(g.heard); got != want {
+		t.Errorf("heard %s, want %s", got, want)
+	}
+	if st := s.Stats(); st.Connections != 1 || st.Messages != 3 {
+		t.Errorf("%+v", st)
 	}
 }

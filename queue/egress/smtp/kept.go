@@ -34,6 +34,7 @@ type link struct {
 	c      *wire.Client
 	tls    TLSState
 	ticket Ticket // nil without a Gate
+	counts string // the site that the ticket is for
 	hello  string // the name that was given in EHLO
 	opened time.Time
 	sent   int // messages that it has carried
@@ -256,7 +257,12 @@ func (k *kept) take(of *key, site string) *link {
 	}
 }
 
-// last takes the connection for the key that was used last, whatever it is like.
+// ownLook is how many of the connections for a key are looked at for one of the same
+// site, which need not be counted for another one.
+const ownLook = 16
+
+// last takes the connection for the key that was used last, of the same site if there
+// is one among those used lately, whatever it is like.
 func (k *kept) last(of *key, site string) *link {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -265,11 +271,27 @@ func (k *kept) last(of *key, site string) *link {
 		return nil
 	}
 	l := same.last
+	for other, n := l, 0; other != nil && n < ownLook; other, n = other.chain[ofKey].before, n+1 {
+		if other.site == site {
+			l = other
+			break
+		}
+	}
 	k.remove(l)
 	k.add(site, 1)
 	k.add(l.site, -1)
 	l.site, l.reused = site, true
 	return l
+}
+
+// untake keeps a connection again that was taken for a site that has no room for it.
+func (k *kept) untake(ctx context.Context, l *link) {
+	k.mu.Lock()
+	k.add(l.site, -1)
+	k.add(l.counts, 1)
+	l.site = l.counts
+	k.mu.Unlock()
+	k.give(ctx, l)
 }
 
 // drop closes all free connections of a key.

@@ -248,6 +248,8 @@ func (e *entry) Said(a wire.Reply, early bool) bool {
 
 func (e *entry) Return() { e.Close() }
 
+func (e *entry) TakeOver(other smtp.Ticket, _ netip.Addr) { other.Close() }
+
 func (e *entry) Close() {
 	e.l.mu.Lock()
 	defer e.l.mu.Unlock()
