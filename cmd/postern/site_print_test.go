@@ -12,7 +12,7 @@ import (
 
 // badDay is what there may be on one.
 func badDay() ([]api.SiteState, []api.SiteHeld) {
-	return []api.SiteState{
+	sites := []api.SiteState{
 		{Site: "a.example", Queued: 7, SiteControl: api.SiteControl{Allowed: 4}},
 		{
 			Site: "alt1.aspmx.l.google.com,alt2.aspmx.l.google.com,aspmx.l.google.com", Provider: "google", Queued: 900,
@@ -33,7 +33,8 @@ func badDay() ([]api.SiteState, []api.SiteHeld) {
 		{Site: "slow.example", SiteControl: api.SiteControl{Allowed: 4, Rate: 0.1, Moves: []api.SiteMove{{What: "messages", From: "none", To: "6/min", Why: "451 rate limit"}}}},
 		{Site: "mute.example", Silent: []api.SiteSilent{{Address: "192.0.2.1:25", Until: "2026-11-01T12:05:00Z"}, {Address: "192.0.2.2:25", Until: "2026-11-01T12:04:00Z"}, {Address: "192.0.2.3:25"}}},
 		{Site: "broken.example", SiteControl: api.SiteControl{Allowed: 4, Failures: 2, Said: &api.SiteSaid{Class: "down", Text: "connection refused " + strings.Repeat("x", 200)}}},
-	}, []api.SiteHeld{
+	}
+	return sites, []api.SiteHeld{
 		{Level: "provider", Name: "google", Suspended: true, Since: "2026-11-01T11:30:00Z", Why: "ticket 4711, by joe"},
 		{Level: "site", Name: "a.example", SiteBounds: api.SiteBounds{Connections: "2"}, Since: "2026-11-01T11:30:00Z", Until: "2026-11-01T12:30:00Z"},
 	}
