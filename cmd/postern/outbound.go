@@ -40,6 +40,9 @@ const tlsField = "X-Postern-TLS"
 // duplicates (RFC 5321 §4.5.3.2.6).
 const leastDot = 10 * time.Minute
 
+// families are the values of outbound.family.
+var families = map[string]smtp.Family{"both": smtp.TakeTurns, "ipv4-first": smtp.IPv4First, "ipv6-first": smtp.IPv6First, "ipv4": smtp.IPv4Only, "ipv6": smtp.IPv6Only}
+
 // manners sets those options of an exit that change with the configuration
 // (smtp.Exit.Configure).
 func manners(o *smtp.Options, c *config.Config) {
@@ -52,6 +55,7 @@ func manners(o *smtp.Options, c *config.Config) {
 	if t := out.Timeout; t > 0 {
 		o.Timeouts = wire.Timeouts{Greeting: t, Hello: t, Mail: t, Rcpt: t, Login: t, Data: t, Write: t, Dot: max(t, leastDot)}
 	}
+	o.Family = families[out.Family]
 	if out.TLSTrace {
 		o.TLSField = tlsField
 	}

@@ -190,7 +190,7 @@ func defaults() Settings {
 		Admin:      Admin{Socket: DefaultAdminSocket},
 		Queue:      Queue{Lifetime: schedule.DefaultLifetime, Retry: "qmail", Remote: 200, Local: 10, Domain: schedule.DefaultSiteLimit, LowSpace: 256 << 20},
 		ACME:       ACME{Directory: "https://acme-v02.api.letsencrypt.org/directory", Address: ":80", Fallback: "none"},
-		Outbound:   Outbound{EightBit: "convert", Keep: 5 * time.Second, Wait: 30 * time.Second, Messages: 100},
+		Outbound:   Outbound{Family: "both", EightBit: "convert", Keep: 5 * time.Second, Wait: 30 * time.Second, Messages: 100},
 		Address:    Addresses{Default: Address{IPv4Prefix: 32, IPv6Prefix: 64}},
 		Quarantine: Quarantine{Retention: 30 * 24 * time.Hour, SummaryHour: 7},
 		Bounce:     Bounce{Format: "mime", External: "verified", MaxOriginal: dsn.DefaultMaxOriginal, Warn: 4 * time.Hour},

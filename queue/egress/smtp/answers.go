@@ -62,6 +62,11 @@ func noSource(e *SourceError) reply.Reply {
 	return reply.Make(451, reply.Enhanced{Subject: 3, Detail: 5}, words)
 }
 
+// noFamily is temporary: the configuration may change, and so may the DNS.
+func noFamily(f Family) reply.Reply {
+	return reply.Make(451, reply.Enhanced{Subject: 4, Detail: 1}, "Mail leaves from here by "+f.String()+" only, and this domain's servers have no address for that.")
+}
+
 func noRouteHost(name string) reply.Reply {
 	return reply.Make(451, reply.Enhanced{Subject: 4, Detail: 4}, "Sorry, I couldn't find any host named "+name+", which is the route to this domain.")
 }

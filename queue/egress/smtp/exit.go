@@ -58,6 +58,8 @@ type Options struct {
 	// MaxRecipients is how many recipients one transaction names; default 100
 	// (RFC 5321 §4.5.3.1.8). More are sent in several over the same connection.
 	MaxRecipients int
+	// Family says which addresses of a host are tried, and in what order.
+	Family Family
 	// Self tells whether a host or an address is this one: then it and all of the
 	// same or a worse preference are left out (RFC 5321 §5.1). The address is the
 	// zero Addr while only the name is known, and is asked about for port 25 alone. Nil:

@@ -19,17 +19,18 @@ type manner struct {
 	idle                     time.Duration
 	maxMessages              int
 	tlsField                 string
+	family                   Family
 }
 
 func mannerOf(o *Options) *manner {
 	return &manner{
 		hello: o.Hello, timeouts: o.Timeouts, connectTimeout: o.ConnectTimeout, refuseEightBit: o.RefuseEightBit, chunking: o.Chunking,
-		idle: o.Idle, maxMessages: o.MaxMessages, tlsField: o.TLSField,
+		idle: o.Idle, maxMessages: o.MaxMessages, tlsField: o.TLSField, family: o.Family,
 	}
 }
 
 // Configure takes over from o what may change while the Exit works: Hello, Timeouts,
-// ConnectTimeout, RefuseEightBit, Chunking, Idle, MaxMessages and TLSField. A message
+// ConnectTimeout, RefuseEightBit, Chunking, Idle, MaxMessages, TLSField and Family. A message
 // on its way goes on as it was; free connections that were greeted by another name are
 // closed, and those in use end with their message.
 func (x *Exit) Configure(o Options) {

@@ -196,6 +196,8 @@ type walk struct {
 	unasked bool // there were more hosts than are looked up
 	self    bool // this machine is one of the hosts
 	lacks   bool // the source has no address for some of the hosts' addresses
+	// unwanted: some of them are of a family that is not connected to
+	unwanted bool
 }
 
 // pick is the next address, whatever is known of it.
@@ -290,7 +292,7 @@ func (w *walk) look(ctx context.Context, g group) {
 		w.x.o.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
 		w.offer(h, g.hop, addrs)
 	}
-	w.ready = interleave(w.ready)
+	w.ready = w.family().order(w.ready)
 }
 
 // isSelf notes whether a host is this one, and then leaves out what is left. Whoever
@@ -308,6 +310,9 @@ func (w *walk) isSelf(host string, a netip.Addr, port uint16) bool {
 	return true
 }
 
+// family is what the configuration in force says of IPv4 and IPv6.
+func (w *walk) family() Family { return w.x.manner.Load().family }
+
 // offer makes those addresses ready that can be tried at all.
 func (w *walk) offer(host string, hop Hop, addrs []netip.Addr) {
 	for _, a := range addrs {
@@ -317,6 +322,10 @@ func (w *walk) offer(host string, hop Hop, addrs []netip.Addr) {
 		if w.seen.has(at) || a.IsUnspecified() || a.IsMulticast() {
 			continue
 		}
+		if !w.family().admits(a) {
+			w.unwanted = true
+			continue
+		}
 		if _, ok := w.source.reaching(a); !ok {
 			w.lacks = true
 			continue
@@ -324,27 +333,6 @@ func (w *walk) offer(host string, hop Hop, addrs []netip.Addr) {
 		w.seen.add(at)
 		w.ready = append(w.ready, c)
 	}
-}
-
-// interleave lets IPv6 and IPv4 take turns, each in its order.
-func interleave(all []candidate) []candidate {
-	var byFamily [2][]candidate
-	for _, c := range all {
-		f := 0
-		if c.address.Addr().Is4() {
-			f = 1
-		}
-		byFamily[f] = append(byFamily[f], c)
-	}
-	mixed := make([]candidate, 0, len(all))
-	for i := range all {
-		for _, family := range byFamily {
-			if i < len(family) {
-				mixed = append(mixed, family[i])
-			}
-		}
-	}
-	return mixed
 }
 
 // hopeless takes back an address of a network that this machine is not on.
@@ -365,6 +353,8 @@ func (w *walk) nothing() Result {
 	case w.lacks:
 		fault := &SourceError{Source: w.source}
 		return Result{Reply: noSource(fault), Err: fault}
+	case w.unwanted:
+		return Result{Reply: noFamily(w.family())}
 	case w.soft != nil:
 		return Result{Reply: dnsTrouble, Err: w.soft}
 	case w.unasked: // others are chosen the next time
