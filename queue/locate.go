@@ -52,18 +52,27 @@ func (q *Queue) admit(now time.Time, b schedule.Batch) (Leave, bool) {
 	return nil, false
 }
 
-// keepOut sends a batch back and asks nothing for its site, in its lane, for a
-// while. The queue
-// is locked.
+// keepOut sends a batch back and asks nothing for its site, in its lane, for a while:
+// a millisecond at least. The queue is locked.
 func (q *Queue) keepOut(now time.Time, b schedule.Batch, wait *Wait) {
 	until := wait.Until
 	if until.IsZero() || until.After(now.Add(noEnd)) {
 		until = now.Add(noEnd)
 	}
+	// The schedule's clock goes by milliseconds, and a site that is not kept out by it
+	// is asked about again at once, for ever.
+	until = maxTime(until, now).Truncate(time.Millisecond).Add(time.Millisecond)
 	q.schedule.Pace(b.Site, until)
 	if err := q.schedule.Return(now, b); err != nil {
 		q.o.Log.Error("the schedule does not know a batch; this is a fault in Postern", "id", store.ID(b.ID).String(), "error", err)
 	}
+}
+
+func maxTime(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // putBackPause is for how long a site is left alone that turned out to be shut

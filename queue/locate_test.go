@@ -301,3 +301,37 @@ func TestAdmitMayCallOthers(t *testing.T) {
 		}
 	})
 }
+
+// TestWaitsOfLessThanAMillisecond: the schedule's clock is coarser than those who say
+// when to ask again, and nobody is asked twice at the same time.
+func TestWaitsOfLessThanAMillisecond(t *testing.T) {
+	for name, wait := range map[string]time.Duration{"soon": 300 * time.Microsecond, "now": 0, "before": -time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var asked []time.Time
+				r := newRig(t, func(o *Options) {
+					o.Channels[0].Admit = func(now time.Time, _, _ string) (Leave, *Wait) {
+						if asked = append(asked, now); len(asked) > 5 {
+							return nil, nil
+						}
+						return nil, &Wait{Until: now.Add(wait)}
+					}
+				})
+				defer r.close()
+				r.Start()
+				time.Sleep(100 * time.Microsecond) // a clock is seldom at a whole millisecond
+				r.submit("s@here.example", "r@d.example")
+				time.Sleep(time.Second)
+				synctest.Wait()
+				if n := r.exit.deliveries(); n != 1 {
+					t.Errorf("%d deliveries", n)
+				}
+				for i := 1; i < len(asked); i++ {
+					if !asked[i].After(asked[i-1]) {
+						t.Fatalf("asked twice at %v", asked[i])
+					}
+				}
+			})
+		})
+	}
+}
