@@ -82,7 +82,7 @@ deps-sink:
 # the tests below are made in part. Without it they are made whole. What go list
 # compiles, go test finds; programs with the detector need not wait a second at
 # their end.
-WHOLE = TestStore|TestQueueRandom|TestQueueCrash|TestDamagedTables|TestEvasions|TestOrdinaryMail|TestOddHeads|TestHostileArchives|TestMemoryIsFlat|TestLeaks|TestNothingLeaks|TestCallsThatFail
+WHOLE = TestStore|TestQueueRandom|TestQueueCrash|TestDamagedTables|TestEvasions|TestOrdinaryMail|TestOddHeads|TestHostileArchives|TestMemoryIsFlat|TestLeaks|TestNothingLeaks|TestCallsThatFail|TestFaultMatrix|TestWhatServersSay
 WHOLE_OF = ./queue/queuetest ./queue/store/pebble ./filters/execban ./plugins/host ./plugins/milter ./plugins/qfilter ./plugins/spp ./queue ./queue/egress/smtp
 
 test: deps build
